@@ -211,7 +211,7 @@ impl<'a> Segmenter<'a> {
         }
         if self.hdr.flags & NET_HDR_F_NEEDS_CSUM == 0 {
             let sum = Checksum::new()
-                .add(segment)
+                .bytes(segment)
                 .finish_transport()
                 .to_be_bytes();
             let at = if self.tcp {
