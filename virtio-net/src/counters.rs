@@ -1,0 +1,129 @@
+//! What is counted, and the closed list of reasons why a frame can end without being delivered.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// Why a frame was dropped. Every frame ends once: delivered, or dropped with one of these.
+        ///
+        /// Reasons of the sender's side are counted `from_vm` on the port that sent the frame,
+        /// those of the receiver's side `to_vm` on the port it was meant for.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            /// All of them, in the order of their discriminants.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$name),*];
+
+            /// The name used in the API, the CLI and in metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(DropReason::$name => $text,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// from_vm: shorter than the vnet header and an Ethernet header.
+    TooShort = "too_short";
+    /// from_vm: longer than any frame may be, see [`crate::spec::MAX_FRAME`].
+    TooLong = "too_long";
+    /// from_vm: longer than the port's MTU allows, and not a segment offload.
+    MtuExceeded = "mtu_exceeded";
+    /// from_vm: spread over more buffers than are followed.
+    TooManyBuffers = "too_many_buffers";
+    /// from_vm: a buffer of the frame is not in the VM's memory.
+    BadBuffer = "bad_buffer";
+    /// from_vm: the vnet header contradicts the frame or what was negotiated.
+    BadVnetHeader = "bad_vnet_header";
+    /// from_vm: the headers are longer than is looked at.
+    HeadersTooLong = "headers_too_long";
+    /// from_vm: the source address is a group address, or all zero.
+    BadSourceMac = "bad_source_mac";
+    /// from_vm: the source address belongs to another port for good.
+    SpoofedMac = "spoofed_mac";
+    /// from_vm: the tag is not one this port may send.
+    VlanNotAllowed = "vlan_not_allowed";
+    /// from_vm: more broadcast, multicast or unknown unicast than the storm limit allows.
+    StormLimit = "storm_limit";
+    /// from_vm: the destination is the port the frame came from.
+    Hairpin = "hairpin";
+    /// from_vm: a flooded frame that no other port is a member to receive.
+    NoReceiver = "no_receiver";
+    /// from_vm: a link-local group address that a bridge does not forward (IEEE 802.1Q 8.6.3).
+    LinkLocal = "link_local";
+    /// to_vm: no VMM is connected or the VM's driver is not running.
+    NotReady = "not_ready";
+    /// to_vm: the VM has posted no buffer for it.
+    RingFull = "ring_full";
+    /// to_vm: the VM's buffers are too small for it.
+    BufferTooSmall = "buffer_too_small";
+    /// to_vm: the VM's ring broke the rules and is stopped.
+    RingBroken = "ring_broken";
+    /// to_vm: the frame could not be segmented or completed for a VM without that offload.
+    OffloadFailed = "offload_failed";
+    /// to_vm: the host's network stack did not take it.
+    HostRefused = "host_refused";
+}
+
+/// Frames and bytes in one direction, and the drops by reason. Bytes are of the frame, from the
+/// destination address on, without vnet header and frame check sequence.
+#[derive(Debug)]
+pub struct Counters {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    drops: [AtomicU64; DropReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            frames: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            drops: [const { AtomicU64::new(0) }; DropReason::ALL.len()],
+        }
+    }
+}
+
+impl Counters {
+    /// Counts frames that went through. Call once a burst.
+    #[inline]
+    pub fn add(&self, frames: u64, bytes: u64) {
+        if frames != 0 {
+            self.frames.fetch_add(frames, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts dropped frames.
+    #[inline]
+    pub fn drop(&self, reason: DropReason, frames: u64) {
+        if frames != 0 {
+            self.drops[reason as usize].fetch_add(frames, Ordering::Relaxed);
+        }
+    }
+
+    /// Frames that went through.
+    pub fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that went through.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Frames dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The reasons that occurred, with their counts.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL
+            .iter()
+            .map(|r| (*r, self.dropped(*r)))
+            .filter(|(_, n)| *n != 0)
+    }
+}

@@ -1,0 +1,510 @@
+//! A burst of frames on its way through the switch.
+//!
+//! ```text
+//!  Batch
+//!  ├─ meta[64]    lengths, tag, where the payload is
+//!  ├─ head[64]    ┌──────── 128 B ────────┬─ 12 B ─┬──── up to 256 B ────┬─ spare ─┐
+//!  │              │ room for pushed headers│vnet hdr│ start of the frame  │         │
+//!  │              └───────────────────────┴────────┴─────────────────────┴─────────┘
+//!  └─ segments    the rest of each frame, still in the sender's memory
+//! ```
+//!
+//! The head is copied once, judged, and is what gets delivered: a guest that rewrites its buffers
+//! after we looked changes nothing. Vnet header and frame start are contiguous in it, so that they
+//! go to the receiver in one copy. A frame has at most one 802.1Q tag taken off; it is put back,
+//! or not, for each receiver.
+
+use crate::counters::DropReason;
+use crate::memory::{Memory, Segments};
+use crate::spec::*;
+
+/// Frames handled at once.
+pub const BURST: usize = 64;
+/// Bytes in front of the vnet header for headers that an overlay pushes.
+const HEADROOM: usize = 128;
+/// Most bytes of a frame that are copied into its head.
+pub const HEAD_MAX: usize = 256;
+/// Bytes copied of a frame that does not fit its head: every usual stack of headers.
+const HEAD_FIRST: usize = 128;
+/// Most buffers one sent frame is spread over.
+const MAX_SEGMENTS: usize = 256;
+/// Pieces of a whole burst. A burst ends early when the next frame might not fit.
+const BATCH_SEGMENTS: usize = 16 * MAX_SEGMENTS;
+/// Bytes of an 802.1Q tag (IEEE 802.1Q clause 9.3).
+const TAG: usize = 4;
+/// Bytes in front of the tag: both addresses.
+const MACS: usize = 12;
+/// The tag protocol identifier of a C-VLAN tag (IEEE 802.1Q table 9-1).
+const TPID: [u8; 2] = [0x81, 0x00];
+
+/// An odd number of cache lines, so that the heads of a burst spread over all sets of the cache.
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+struct Head([u8; 448]);
+const _: () = assert!(HEADROOM + NET_HDR_LEN + HEAD_MAX <= 448 && (448 / 64) % 2 == 1);
+
+#[derive(Clone, Copy, Default)]
+struct Meta {
+    /// Where the vnet header starts in the head.
+    start: u16,
+    /// Bytes of the frame in the head.
+    copied: u16,
+    /// Bytes of the frame, without vnet header.
+    len: u32,
+    /// First piece of the payload and their number.
+    segment: u16,
+    segments: u16,
+    /// The tag that is in the frame now.
+    tag: Option<u16>,
+}
+
+/// Up to [`BURST`] frames. Made once for each thread and used again and again.
+pub struct Batch {
+    len: usize,
+    meta: [Meta; BURST],
+    heads: Box<[Head; BURST]>,
+    segments: Segments,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Batch {
+    /// A batch for frames from guests.
+    pub fn new() -> Self {
+        Self::with_own_bytes(0)
+    }
+
+    /// A batch that also has `bytes` of its own, for frames that are read from a descriptor.
+    pub fn with_own_bytes(bytes: usize) -> Self {
+        Self {
+            len: 0,
+            meta: [Meta::default(); BURST],
+            heads: Box::new([Head([0; 448]); BURST]),
+            segments: Segments::new(BATCH_SEGMENTS, bytes),
+        }
+    }
+
+    /// Number of frames.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No frames?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Ends the burst: forgets the frames and lets go of the sender's memory.
+    pub fn clear(&mut self) {
+        self.len = 0;
+        self.segments.clear();
+    }
+
+    /// Bytes of frame `i`, from the destination address on.
+    #[inline]
+    pub fn frame_len(&self, i: usize) -> usize {
+        self.meta[i].len as usize
+    }
+
+    /// The copied first bytes of frame `i`: all that may be judged.
+    #[inline]
+    pub fn head(&self, i: usize) -> &[u8] {
+        let m = &self.meta[i];
+        let from = usize::from(m.start) + NET_HDR_LEN;
+        &self.heads[i].0[from..from + usize::from(m.copied)]
+    }
+
+    /// The vnet header of frame `i`.
+    #[inline]
+    pub fn hdr(&self, i: usize) -> NetHdr {
+        let at = usize::from(self.meta[i].start);
+        let b = &self.heads[i].0[at..at + NET_HDR_LEN];
+        NetHdr::from_bytes(b.try_into().unwrap_or(&[0; NET_HDR_LEN]))
+    }
+
+    /// Replaces the vnet header of frame `i`.
+    #[inline]
+    pub fn set_hdr(&mut self, i: usize, hdr: NetHdr) {
+        let at = usize::from(self.meta[i].start);
+        self.heads[i].0[at..at + NET_HDR_LEN].copy_from_slice(&hdr.to_bytes());
+    }
+
+    /// Makes sure that the first `n` bytes of frame `i` are in its head, if it has as many and
+    /// they fit. True if they are there.
+    pub fn pull_up(&mut self, i: usize, n: usize) -> bool {
+        let m = self.meta[i];
+        let have = usize::from(m.copied);
+        if n <= have {
+            return true;
+        }
+        let at = usize::from(m.start) + NET_HDR_LEN + have;
+        if n > m.len as usize || n > HEAD_MAX {
+            return false;
+        }
+        let mut room = &mut self.heads[i].0[at..at + n - have];
+        let mut piece = usize::from(m.segment);
+        while !room.is_empty() {
+            let n = room.len().min(self.segments.len_of(piece));
+            let (now, rest) = room.split_at_mut(n);
+            self.segments.pull(piece, now);
+            room = rest;
+            piece += 1;
+        }
+        self.meta[i].copied = n as u16;
+        true
+    }
+
+    /// The 802.1Q tag control information of frame `i`, if it carries a tag.
+    #[inline]
+    pub fn tag(&self, i: usize) -> Option<u16> {
+        self.meta[i].tag
+    }
+
+    /// Makes frame `i` carry the tag `tag`, or none.
+    #[inline]
+    pub fn set_tag(&mut self, i: usize, tag: Option<u16>) {
+        if self.meta[i].tag != tag {
+            self.change_tag(i, tag);
+        }
+    }
+
+    fn change_tag(&mut self, i: usize, tag: Option<u16>) {
+        if self.meta[i].tag.is_some() {
+            self.shift_front(i, true);
+        }
+        self.meta[i].tag = tag;
+        if let Some(tci) = tag {
+            self.shift_front(i, false);
+            let at = usize::from(self.meta[i].start) + NET_HDR_LEN + MACS;
+            let head = &mut self.heads[i].0;
+            head[at..at + 2].copy_from_slice(&TPID);
+            head[at + 2..at + TAG].copy_from_slice(&tci.to_be_bytes());
+        }
+    }
+
+    /// Moves vnet header and addresses over the tag (`closing`), or makes room for one.
+    fn shift_front(&mut self, i: usize, closing: bool) {
+        let mut hdr = self.hdr(i);
+        let m = &mut self.meta[i];
+        let from = usize::from(m.start);
+        let shift = |v: u16| {
+            if closing {
+                v.saturating_sub(TAG as u16)
+            } else {
+                v.saturating_add(TAG as u16)
+            }
+        };
+        let to = usize::from(shift(m.start.wrapping_neg()).wrapping_neg());
+        self.heads[i]
+            .0
+            .copy_within(from..from + NET_HDR_LEN + MACS, to);
+        m.start = to as u16;
+        m.copied = shift(m.copied);
+        m.len = if closing {
+            m.len - TAG as u32
+        } else {
+            m.len + TAG as u32
+        };
+        if hdr.flags & NET_HDR_F_NEEDS_CSUM != 0 {
+            hdr.csum_start = shift(hdr.csum_start);
+        }
+        if hdr.hdr_len != 0 {
+            hdr.hdr_len = shift(hdr.hdr_len);
+        }
+        self.set_hdr(i, hdr);
+    }
+
+    /// Vnet header and head of frame `i`, with the number of merged buffers filled in; then the
+    /// range of its payload pieces.
+    #[inline]
+    pub(crate) fn parts(&mut self, i: usize, num_buffers: u16) -> (&[u8], std::ops::Range<usize>) {
+        let m = self.meta[i];
+        let at = usize::from(m.start);
+        let head = &mut self.heads[i].0;
+        head[at + 10..at + 12].copy_from_slice(&num_buffers.to_le_bytes());
+        let bytes = &head[at..at + NET_HDR_LEN + usize::from(m.copied)];
+        (
+            bytes,
+            usize::from(m.segment)..usize::from(m.segment + m.segments),
+        )
+    }
+
+    #[inline]
+    pub(crate) fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// Vnet header and head of frame `i`, then the addresses and lengths of its payload pieces,
+    /// for a system call that takes a list of buffers. Valid until [`Batch::clear`].
+    pub fn io_slices(&mut self, i: usize, mut each: impl FnMut(*const u8, usize)) {
+        let (head, pieces) = self.parts(i, 0);
+        each(head.as_ptr(), head.len());
+        for at in pieces {
+            let (ptr, len) = self.segments.io_slice(at);
+            each(ptr, len);
+        }
+    }
+
+    /// Copies frame `i` to the start of `out`, without vnet header. Bytes copied, which are all
+    /// if `out` has [`MAX_FRAME`] bytes.
+    pub fn linearize(&self, i: usize, out: &mut [u8]) -> usize {
+        let m = self.meta[i];
+        let head = self.head(i);
+        let mut at = head.len().min(out.len());
+        out[..at].copy_from_slice(&head[..at]);
+        for piece in usize::from(m.segment)..usize::from(m.segment + m.segments) {
+            let n = self.segments.len_of(piece).min(out.len() - at);
+            self.segments.read(piece, &mut out[at..at + n]);
+            at += n;
+        }
+        at
+    }
+
+    /// Binds the batch to the memory that the coming frames are in. Only when it is empty.
+    pub(crate) fn attach(&mut self, memory: &Memory) {
+        debug_assert!(self.len == 0);
+        self.segments.attach(memory);
+    }
+
+    /// Is there room for one more frame?
+    pub(crate) fn has_room(&self) -> bool {
+        self.len < BURST && self.segments.has_room(MAX_SEGMENTS)
+    }
+
+    /// Starts a frame; its buffers follow by [`Batch::piece`].
+    #[inline]
+    pub(crate) fn start_frame(&self) -> FrameStart {
+        FrameStart {
+            segment: self.segments.len(),
+            bytes: 0,
+            error: None,
+        }
+    }
+
+    /// Adds a buffer to the frame that was started.
+    #[inline]
+    pub(crate) fn piece(&mut self, f: &mut FrameStart, memory: &Memory, addr: u64, len: u32) {
+        if self.segments.len() - f.segment == MAX_SEGMENTS {
+            f.error = Some(DropReason::TooManyBuffers);
+        } else if len != 0 && !self.segments.push(memory, addr, len) {
+            f.error = Some(DropReason::BadBuffer);
+        }
+        f.bytes += u64::from(len);
+    }
+
+    /// Ends a frame of which `hdr_len` bytes are the vnet header: copies its head. An error
+    /// leaves the batch as it was before the frame.
+    #[inline]
+    pub(crate) fn end_frame(&mut self, f: FrameStart, hdr_len: usize) -> Result<(), DropReason> {
+        let result = self.copy_head(&f, hdr_len);
+        match result {
+            Ok(()) => self.len += 1,
+            Err(_) => self.segments.truncate(f.segment),
+        }
+        result
+    }
+
+    fn copy_head(&mut self, f: &FrameStart, hdr_len: usize) -> Result<(), DropReason> {
+        if let Some(reason) = f.error {
+            return Err(reason);
+        }
+        let len = f.bytes.saturating_sub(hdr_len as u64) as usize;
+        if len < MIN_FRAME {
+            return Err(DropReason::TooShort);
+        }
+        if len > MAX_FRAME {
+            return Err(DropReason::TooLong);
+        }
+        let copied = if len <= HEAD_MAX { len } else { HEAD_FIRST };
+        let head = &mut self.heads[self.len].0;
+        let mut segment = f.segment;
+        // A legacy header has no `num_buffers`: the frame goes behind where it would be.
+        let frame_at = HEADROOM + NET_HDR_LEN;
+        if hdr_len == NET_HDR_LEN {
+            gather(
+                &mut self.segments,
+                &mut segment,
+                &mut head[HEADROOM..frame_at + copied],
+            );
+        } else {
+            gather(
+                &mut self.segments,
+                &mut segment,
+                &mut head[HEADROOM..HEADROOM + hdr_len],
+            );
+            gather(
+                &mut self.segments,
+                &mut segment,
+                &mut head[frame_at..frame_at + copied],
+            );
+        }
+        let tagged = head[frame_at + MACS..frame_at + MACS + 2] == TPID && copied >= MACS + TAG;
+        let tci = [head[frame_at + MACS + 2], head[frame_at + MACS + 3]];
+        self.meta[self.len] = Meta {
+            start: HEADROOM as u16,
+            copied: copied as u16,
+            len: len as u32,
+            segment: segment as u16,
+            segments: (self.segments.len() - segment) as u16,
+            tag: tagged.then(|| u16::from_be_bytes(tci)),
+        };
+        Ok(())
+    }
+
+    /// Forgets the frame that was started.
+    pub(crate) fn abandon_frame(&mut self, f: FrameStart) {
+        self.segments.truncate(f.segment);
+    }
+
+    /// Room for one more frame with its vnet header in the batch's own bytes, if there is any.
+    pub fn own_room(&mut self) -> Option<&mut [u8]> {
+        if !self.has_room() {
+            return None;
+        }
+        let room = self.segments.own_room();
+        (room.len() >= NET_HDR_LEN + MAX_FRAME).then_some(room)
+    }
+
+    /// Adds the frame in the first `bytes` of [`Batch::own_room`], vnet header in front.
+    pub fn push_own(&mut self, bytes: usize) -> Result<(), DropReason> {
+        let mut f = self.start_frame();
+        f.bytes = bytes as u64;
+        self.segments.push_own(bytes);
+        self.end_frame(f, NET_HDR_LEN)
+    }
+
+    /// Takes back the frame added last: it is dropped.
+    pub(crate) fn pop(&mut self) {
+        self.len -= 1;
+    }
+
+    /// Adds a copy of a whole frame. For tests and for frames the switch makes itself; the batch
+    /// needs own bytes, see [`Batch::with_own_bytes`].
+    pub fn push_frame(&mut self, hdr: NetHdr, frame: &[u8]) -> Result<(), DropReason> {
+        let room = self.own_room().ok_or(DropReason::TooManyBuffers)?;
+        if frame.len() > MAX_FRAME {
+            return Err(DropReason::TooLong);
+        }
+        room[..NET_HDR_LEN].copy_from_slice(&hdr.to_bytes());
+        room[NET_HDR_LEN..NET_HDR_LEN + frame.len()].copy_from_slice(frame);
+        self.push_own(NET_HDR_LEN + frame.len())
+    }
+}
+
+/// A frame whose buffers are being collected.
+pub(crate) struct FrameStart {
+    segment: usize,
+    bytes: u64,
+    error: Option<DropReason>,
+}
+
+impl FrameStart {
+    /// Bytes the frame has behind a vnet header of `hdr_len` bytes.
+    #[inline]
+    pub(crate) fn frame_bytes(&self, hdr_len: usize) -> u64 {
+        self.bytes.saturating_sub(hdr_len as u64)
+    }
+}
+
+/// Fills `room` from the pieces, which have enough bytes; `piece` ends at the first unread one.
+#[inline]
+fn gather(segments: &mut Segments, piece: &mut usize, mut room: &mut [u8]) {
+    loop {
+        let have = segments.len_of(*piece);
+        let n = room.len().min(have);
+        let (now, rest) = room.split_at_mut(n);
+        segments.pull(*piece, now);
+        if n == have {
+            *piece += 1;
+        }
+        if rest.is_empty() {
+            return;
+        }
+        room = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch_of(frame: &[u8], hdr: NetHdr) -> Batch {
+        let mut b = Batch::with_own_bytes(1 << 18);
+        b.push_frame(hdr, frame).unwrap();
+        b
+    }
+
+    fn bytes(b: &Batch) -> Vec<u8> {
+        let mut out = vec![0; MAX_FRAME];
+        let n = b.linearize(0, &mut out);
+        out.truncate(n);
+        out
+    }
+
+    fn numbered(n: usize) -> Vec<u8> {
+        (0..n).map(|i| (i * 7 + i / 256) as u8).collect()
+    }
+
+    #[test]
+    fn a_frame_comes_back_as_it_went_in() {
+        for n in [14, 60, 128, 255, 256, 257, 1514, MAX_FRAME] {
+            let b = batch_of(&numbered(n), NetHdr::default());
+            assert_eq!(b.frame_len(0), n);
+            assert_eq!(bytes(&b), numbered(n));
+            assert_eq!(b.head(0), &numbered(n)[..if n <= 256 { n } else { 128 }]);
+        }
+        let mut b = Batch::with_own_bytes(1 << 18);
+        assert_eq!(
+            b.push_frame(NetHdr::default(), &[0; 13]),
+            Err(DropReason::TooShort)
+        );
+        assert_eq!(
+            b.push_frame(NetHdr::default(), &vec![0; MAX_FRAME + 1]),
+            Err(DropReason::TooLong)
+        );
+        assert!(b.is_empty());
+    }
+
+    #[test]
+    fn pulling_up_moves_bytes_into_the_head_and_keeps_the_frame() {
+        let frame = numbered(1000);
+        let mut b = batch_of(&frame, NetHdr::default());
+        assert!(b.pull_up(0, 200));
+        assert_eq!(b.head(0), &frame[..200]);
+        assert!(!b.pull_up(0, HEAD_MAX + 1));
+        assert_eq!(bytes(&b), frame);
+        let mut short = batch_of(&frame[..100], NetHdr::default());
+        assert!(!short.pull_up(0, 101));
+    }
+
+    #[test]
+    fn tags_are_put_on_and_taken_off_with_the_checksum_offsets_following() {
+        let hdr = NetHdr {
+            flags: NET_HDR_F_NEEDS_CSUM,
+            csum_start: 34,
+            csum_offset: 16,
+            hdr_len: 54,
+            ..NetHdr::default()
+        };
+        let frame = numbered(300);
+        let mut b = batch_of(&frame, hdr);
+        b.set_tag(0, Some(0x2064));
+        let tagged = bytes(&b);
+        assert_eq!(tagged[..12], frame[..12]);
+        assert_eq!(tagged[12..16], [0x81, 0, 0x20, 0x64]);
+        assert_eq!(tagged[16..], frame[12..]);
+        assert_eq!((b.hdr(0).csum_start, b.hdr(0).hdr_len), (38, 58));
+        b.set_tag(0, Some(7));
+        assert_eq!(bytes(&b)[12..16], [0x81, 0, 0, 7]);
+        b.set_tag(0, None);
+        assert_eq!(bytes(&b), frame);
+        assert_eq!(b.hdr(0), hdr);
+        let again = batch_of(&tagged, hdr);
+        assert_eq!(again.tag(0), Some(0x2064));
+    }
+}

@@ -1,0 +1,585 @@
+//! Guest memory as the data path sees it: a flat table of mapped regions, and the dirty log.
+//!
+//! No reference to guest memory is ever made: the guest, and the VMM, write to it while we look.
+//! All access is by raw copies, and every write goes through [`Memory::write`] or is followed by
+//! [`Memory::mark`]: that is the one place that records pages for live migration.
+//!
+//! Theory of operation. Each queue holds its own `Memory` behind the queue's lock, so that control
+//! can swap it there: once it has held the lock, nobody uses the old one. A [`Batch`] that points
+//! into a sender's memory holds [`Memory::keep`], so that the mapping outlives the pointers.
+//!
+//! A page of a mapping can vanish under us: a VMM can truncate its memory file. The signal
+//! handler that recovers (in the `tandem` crate) replaces the region by anonymous memory and sets
+//! the region's [`Fault`]; queues look at it once a burst and stop.
+//!
+//! [`Batch`]: crate::frame::Batch
+
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+
+use thiserror::Error;
+
+/// What is wrong with a memory table a VMM sent.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MemoryError {
+    /// A region has no bytes or its end is beyond 2^64.
+    #[error("memory region at {0:#x} is empty or wraps around the address space")]
+    BadRegion(u64),
+    /// Two regions share addresses.
+    #[error("memory regions at {0:#x} and {1:#x} overlap")]
+    Overlap(u64, u64),
+}
+
+/// Set once when a page of a session's memory could not be had.
+#[derive(Debug, Default)]
+pub struct Fault(AtomicBool);
+
+impl Fault {
+    /// Records a fault. Async-signal-safe.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Tells whether a fault was recorded.
+    #[inline]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A contiguous range of guest memory mapped into this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    guest_addr: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+impl Region {
+    /// Describes a mapping.
+    ///
+    /// # Safety
+    /// `host` must point to `len` bytes mapped readable and writable, for as long as the `keep`
+    /// given to [`Memory::new`] with this region lives.
+    pub unsafe fn new(guest_addr: u64, len: u64, host: *mut u8) -> Self {
+        Self {
+            guest_addr,
+            len,
+            host,
+        }
+    }
+}
+
+/// The bitmap in which writes to guest memory are recorded during live migration: one bit for
+/// each 4 KiB page, page N of guest-physical memory at bit N % 8 of byte N / 8
+/// (vhost-user specification, Migration).
+#[derive(Clone)]
+pub struct DirtyLog {
+    map: *const AtomicU8,
+    len: usize,
+    _keep: Arc<dyn Any + Send + Sync>,
+}
+
+/// Bytes of guest memory one bit of the dirty log stands for.
+pub const LOG_PAGE: u64 = 4096;
+
+impl DirtyLog {
+    /// Wraps a mapped log.
+    ///
+    /// # Safety
+    /// `map` must point to `len` mapped writable bytes for as long as `keep` lives.
+    pub unsafe fn new(map: *mut u8, len: usize, keep: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            map: map.cast::<AtomicU8>(),
+            len,
+            _keep: keep,
+        }
+    }
+
+    /// Marks the pages of `len` bytes at `addr`. Pages beyond the log's end are not recorded.
+    #[cold]
+    pub fn mark(&self, addr: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        // What was written must be visible before the page is seen dirty and read.
+        fence(Ordering::Release);
+        for page in addr / LOG_PAGE..=addr.saturating_add(len - 1) / LOG_PAGE {
+            let Ok(byte) = usize::try_from(page / 8) else {
+                return;
+            };
+            if byte >= self.len {
+                return;
+            }
+            // SAFETY: `byte < len`, and `map` is valid for `len` bytes while `_keep` lives; the
+            // VMM reads it concurrently, hence the atomic.
+            unsafe { &*self.map.add(byte) }.fetch_or(1 << (page % 8), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The guest memory of one session, as one queue uses it.
+#[derive(Clone)]
+pub struct Memory {
+    regions: Box<[Region]>,
+    /// The region that the last address was in: consecutive buffers are nearly always neighbours.
+    last: Cell<usize>,
+    log: Option<DirtyLog>,
+    fault: Arc<Fault>,
+    keep: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pointers are to mappings that `keep` (itself Send + Sync) keeps alive and that no
+// reference is ever made to; `DirtyLog` is accessed by atomics only.
+unsafe impl Send for Memory {}
+// SAFETY: as above; a `DirtyLog` has no other state.
+unsafe impl Send for DirtyLog {}
+// SAFETY: as above.
+unsafe impl Sync for DirtyLog {}
+
+impl Memory {
+    /// Takes a session's regions, in any order.
+    pub fn new(
+        mut regions: Vec<Region>,
+        fault: Arc<Fault>,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self, MemoryError> {
+        regions.sort_by_key(|r| r.guest_addr);
+        for r in &regions {
+            if r.len == 0 || r.guest_addr.checked_add(r.len).is_none() {
+                return Err(MemoryError::BadRegion(r.guest_addr));
+            }
+        }
+        for pair in regions.windows(2) {
+            if pair[0].guest_addr + pair[0].len > pair[1].guest_addr {
+                return Err(MemoryError::Overlap(pair[0].guest_addr, pair[1].guest_addr));
+            }
+        }
+        let regions = regions.into_boxed_slice();
+        Ok(Self {
+            regions,
+            last: Cell::new(0),
+            log: None,
+            fault,
+            keep,
+        })
+    }
+
+    /// Memory without a byte: what a queue has before a VMM connects.
+    pub fn empty() -> Self {
+        Self {
+            regions: Box::default(),
+            last: Cell::new(0),
+            log: None,
+            fault: Arc::default(),
+            keep: Arc::new(()),
+        }
+    }
+
+    /// Starts, replaces or ends logging of writes.
+    pub fn set_log(&mut self, log: Option<DirtyLog>) {
+        self.log = log;
+    }
+
+    /// The fault flag of the session this memory belongs to.
+    pub fn fault(&self) -> &Arc<Fault> {
+        &self.fault
+    }
+
+    /// What keeps the mappings alive.
+    pub fn keep(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::clone(&self.keep)
+    }
+
+    /// Number of regions.
+    pub fn regions(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// The host address of `len` bytes of guest memory, if they lie within one region.
+    ///
+    /// The result is valid as long as [`Memory::keep`] is held.
+    #[inline]
+    pub fn host(&self, addr: u64, len: u64) -> Option<*mut u8> {
+        let hit = self
+            .regions
+            .get(self.last.get())
+            .and_then(|r| within(r, addr, len));
+        if hit.is_some() {
+            hit
+        } else {
+            self.host_slow(addr, len)
+        }
+    }
+
+    #[cold]
+    fn host_slow(&self, addr: u64, len: u64) -> Option<*mut u8> {
+        let at = self
+            .regions
+            .partition_point(|r| r.guest_addr <= addr)
+            .checked_sub(1)?;
+        self.last.set(at);
+        within(&self.regions[at], addr, len)
+    }
+
+    /// Copies `src` to the host address `dst`, which is guest address `addr`, and records it.
+    ///
+    /// # Safety
+    /// `dst` must come from [`Memory::host`] of this memory with `addr` and at least `len` bytes;
+    /// `src` must be valid for reads of `len` bytes. Either may be changed by a guest meanwhile.
+    #[inline]
+    pub unsafe fn write(&self, addr: u64, dst: *mut u8, src: *const u8, len: usize) {
+        // SAFETY: the caller vouches for both ranges. They are different mappings, so they do not
+        // overlap. A concurrent writer can make the bytes arbitrary, which nobody relies on.
+        unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+        self.mark(addr, len as u64);
+    }
+
+    /// Records that `len` bytes at guest address `addr` were written.
+    #[inline]
+    pub fn mark(&self, addr: u64, len: u64) {
+        if let Some(log) = &self.log {
+            log.mark(addr, len);
+        }
+    }
+}
+
+/// A piece of a frame's payload: in a sender's memory, or in the batch's own bytes.
+#[derive(Clone, Copy)]
+struct Segment {
+    /// Null: the bytes are `Segments::own[own..own + len]`.
+    host: *const u8,
+    own: u32,
+    len: u32,
+}
+
+/// The payload pieces of a burst of frames. They are read once, when they are delivered.
+///
+/// Invariant: every non-null `host` came from the memory given to [`Segments::attach`], whose
+/// mappings `keep` holds.
+pub(crate) struct Segments {
+    segments: Vec<Segment>,
+    own: Box<[u8]>,
+    own_used: usize,
+    keep: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+// SAFETY: the pointers are into mappings that `keep` (Send + Sync) keeps alive, and are only read
+// through raw copies.
+unsafe impl Send for Segments {}
+
+impl Segments {
+    /// Room for `segments` pieces and `own` bytes that belong to nobody's memory.
+    pub(crate) fn new(segments: usize, own: usize) -> Self {
+        Self {
+            segments: Vec::with_capacity(segments),
+            own: vec![0; own].into_boxed_slice(),
+            own_used: 0,
+            keep: None,
+        }
+    }
+
+    /// Forgets all pieces and lets go of the memory.
+    pub(crate) fn clear(&mut self) {
+        self.segments.clear();
+        self.own_used = 0;
+        self.keep = None;
+    }
+
+    /// Binds the pieces pushed from now on to `memory`; only when nothing is held.
+    pub(crate) fn attach(&mut self, memory: &Memory) {
+        self.segments.clear();
+        self.keep = Some(memory.keep());
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.segments.len()
+    }
+
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.segments.truncate(len);
+    }
+
+    /// Room for another chain of `n` pieces without allocating?
+    pub(crate) fn has_room(&self, n: usize) -> bool {
+        self.segments.capacity() - self.segments.len() >= n
+    }
+
+    /// Adds `len` bytes of guest memory at `addr`; false if they are not in it.
+    #[inline]
+    pub(crate) fn push(&mut self, memory: &Memory, addr: u64, len: u32) -> bool {
+        debug_assert!(
+            self.keep
+                .as_ref()
+                .is_some_and(|k| Arc::ptr_eq(k, &memory.keep))
+        );
+        let Some(host) = memory.host(addr, u64::from(len)) else {
+            return false;
+        };
+        self.segments.push(Segment { host, own: 0, len });
+        true
+    }
+
+    /// The unused own bytes, to read a frame into.
+    pub(crate) fn own_room(&mut self) -> &mut [u8] {
+        &mut self.own[self.own_used..]
+    }
+
+    /// Adds the first `len` bytes of [`Segments::own_room`].
+    pub(crate) fn push_own(&mut self, len: usize) {
+        let own = self.own_used as u32;
+        self.own_used += len;
+        self.segments.push(Segment {
+            host: std::ptr::null(),
+            own,
+            len: len as u32,
+        });
+    }
+
+    /// Bytes of piece `at`.
+    #[inline]
+    pub(crate) fn len_of(&self, at: usize) -> usize {
+        self.segments[at].len as usize
+    }
+
+    /// Copies the first `dst.len()` bytes of piece `at` and drops them from it.
+    ///
+    /// # Panics
+    /// If the piece is shorter.
+    #[inline]
+    pub(crate) fn pull(&mut self, at: usize, dst: &mut [u8]) {
+        self.read(at, dst);
+        let s = &mut self.segments[at];
+        if s.host.is_null() {
+            s.own += dst.len() as u32;
+        } else {
+            // SAFETY: `read` has checked that the piece has this many bytes.
+            s.host = unsafe { s.host.add(dst.len()) };
+        }
+        s.len -= dst.len() as u32;
+    }
+
+    /// Copies the first `dst.len()` bytes of piece `at`.
+    ///
+    /// # Panics
+    /// If the piece is shorter.
+    #[inline]
+    pub(crate) fn read(&self, at: usize, dst: &mut [u8]) {
+        let src = self.source(at, dst.len());
+        // SAFETY: `source` checked the length; `dst` is ours, so they do not overlap. A guest
+        // may change the source meanwhile, which makes the copy's content arbitrary, not unsound.
+        unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
+    }
+
+    /// The host's view of a piece, for a system call that copies it.
+    pub(crate) fn io_slice(&self, at: usize) -> (*const u8, usize) {
+        let len = self.len_of(at);
+        (self.source(at, len), len)
+    }
+
+    #[inline]
+    fn source(&self, at: usize, len: usize) -> *const u8 {
+        let s = &self.segments[at];
+        assert!(len <= s.len as usize, "a piece is read within its length");
+        if s.host.is_null() {
+            self.own[s.own as usize..][..len].as_ptr()
+        } else {
+            s.host
+        }
+    }
+}
+
+/// The buffers of one frame's receiver, in order.
+///
+/// Invariant: every part came from the memory of the queue that owns this `Scatter`, and is used
+/// under the same hold of the queue's lock.
+pub(crate) struct Scatter {
+    parts: Vec<Part>,
+    bytes: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Part {
+    addr: u64,
+    host: *mut u8,
+    len: u32,
+}
+
+// SAFETY: the pointers are used only under the lock of the queue whose memory keeps them mapped.
+unsafe impl Send for Scatter {}
+
+/// Most buffers one received frame is spread over.
+pub(crate) const MAX_PARTS: usize = 256;
+
+impl Scatter {
+    pub(crate) fn new() -> Self {
+        Self {
+            parts: Vec::with_capacity(MAX_PARTS),
+            bytes: 0,
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.parts.clear();
+        self.bytes = 0;
+    }
+
+    /// Bytes all parts have together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.parts.len() == MAX_PARTS
+    }
+
+    /// Adds a buffer; false if it is not in `memory` or there is no room for more.
+    #[inline]
+    pub(crate) fn push(&mut self, memory: &Memory, addr: u64, len: u32) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        let Some(host) = memory.host(addr, u64::from(len)) else {
+            return false;
+        };
+        self.parts.push(Part { addr, host, len });
+        self.bytes += u64::from(len);
+        true
+    }
+
+    /// Starts writing at the first byte of the first part.
+    pub(crate) fn writer<'a>(&'a self, memory: &'a Memory) -> ScatterWriter<'a> {
+        ScatterWriter {
+            memory,
+            parts: &self.parts,
+            offset: 0,
+        }
+    }
+}
+
+/// Writes into the parts of a [`Scatter`] one after the other. What does not fit is left out.
+pub(crate) struct ScatterWriter<'a> {
+    memory: &'a Memory,
+    parts: &'a [Part],
+    offset: usize,
+}
+
+impl ScatterWriter<'_> {
+    /// Writes bytes of ours.
+    #[inline]
+    pub(crate) fn put(&mut self, src: &[u8]) {
+        // SAFETY: `src` is valid for its length.
+        unsafe { self.put_raw(src.as_ptr(), src.len()) };
+    }
+
+    /// Writes a payload piece: the one copy of it.
+    #[inline]
+    pub(crate) fn put_segment(&mut self, segments: &Segments, at: usize) {
+        let (src, len) = segments.io_slice(at);
+        // SAFETY: `io_slice` gives a valid range, see the invariant of `Segments`.
+        unsafe { self.put_raw(src, len) };
+    }
+
+    /// # Safety
+    /// `src` must be valid for reads of `len` bytes.
+    #[inline]
+    unsafe fn put_raw(&mut self, mut src: *const u8, mut len: usize) {
+        while len > 0 {
+            let Some(part) = self.parts.first() else {
+                return;
+            };
+            let n = len.min(part.len as usize - self.offset);
+            // SAFETY: `host + offset` has `n` bytes left in the part, which came from `memory`
+            // under this hold of the queue's lock; `src` has `n` bytes by the caller's word.
+            unsafe {
+                let dst = part.host.add(self.offset);
+                self.memory
+                    .write(part.addr + self.offset as u64, dst, src, n);
+                src = src.add(n);
+            }
+            len -= n;
+            self.offset += n;
+            if self.offset == part.len as usize {
+                self.parts = &self.parts[1..];
+                self.offset = 0;
+            }
+        }
+    }
+}
+
+#[inline]
+fn within(r: &Region, addr: u64, len: u64) -> Option<*mut u8> {
+    let offset = addr.wrapping_sub(r.guest_addr);
+    if offset < r.len && len <= r.len - offset {
+        // SAFETY: `offset` is inside the region, which is one mapping of `r.len` bytes.
+        Some(unsafe { r.host.add(offset as usize) })
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(ranges: &[(u64, u64)]) -> Result<Memory, MemoryError> {
+        let mut buf = vec![0u8; 1 << 16];
+        let base = buf.as_mut_ptr();
+        // SAFETY: all test ranges are shorter than `buf`, which `keep` keeps alive.
+        let regions = ranges
+            .iter()
+            .map(|(a, l)| unsafe { Region::new(*a, *l, base) })
+            .collect();
+        Memory::new(regions, Arc::default(), Arc::new(buf))
+    }
+
+    #[test]
+    fn addresses_are_found_only_inside_one_region() {
+        let m = memory(&[(0x10000, 0x1000), (0x1000, 0x1000), (0x2000, 0x1000)]).unwrap();
+        assert!(m.host(0x1000, 0x1000).is_some());
+        assert!(m.host(0x1fff, 1).is_some());
+        assert!(
+            m.host(0x1fff, 2).is_none(),
+            "neighbours are separate mappings"
+        );
+        assert!(m.host(0x2fff, 1).is_some());
+        assert!(m.host(0x3000, 1).is_none());
+        assert!(m.host(0xfff, 1).is_none());
+        assert!(m.host(0x10fff, 2).is_none());
+        assert!(m.host(u64::MAX, 2).is_none());
+        assert!(m.host(0x1000, u64::MAX).is_none());
+        assert!(Memory::empty().host(0, 0).is_none());
+    }
+
+    #[test]
+    fn bad_tables_are_refused() {
+        assert_eq!(
+            memory(&[(0x1000, 0)]).err(),
+            Some(MemoryError::BadRegion(0x1000))
+        );
+        assert!(memory(&[(u64::MAX - 10, 11)]).is_err());
+        assert_eq!(
+            memory(&[(0x1000, 0x1001), (0x2000, 0x1000)]).err(),
+            Some(MemoryError::Overlap(0x1000, 0x2000))
+        );
+    }
+
+    #[test]
+    fn writes_mark_every_page_they_touch_and_none_beyond_the_log() {
+        let mut m = memory(&[(0, 0x10000)]).unwrap();
+        let mut log = vec![0u8; 1];
+        let map = log.as_mut_ptr();
+        // SAFETY: the log is one byte long and lives as long as the Arc.
+        m.set_log(Some(unsafe { DirtyLog::new(map, 1, Arc::new(())) }));
+        let dst = m.host(0x0fff, 2).unwrap();
+        // SAFETY: `dst` is two bytes at 0xfff, the source two bytes of a literal.
+        unsafe { m.write(0x0fff, dst, b"ab".as_ptr(), 2) };
+        assert_eq!(log[0], 0b11);
+        m.mark(0x7fff, 0x4000); // pages 7 to 11, of which the log has only 7
+        assert_eq!(log[0], 0b1000_0011);
+    }
+}

@@ -1,0 +1,174 @@
+//! What a TX and an RX queue have in common: their ring, their memory and their life.
+//!
+//! ```text
+//!            start                      break
+//!  stopped ─────────► running ───────────────► broken
+//!     ▲                  │                        │
+//!     └──────── stop ────┴────────── stop ────────┘
+//! ```
+//!
+//! A running queue carries frames while it is also enabled. Every method here is called with the
+//! lock of the queue held, so when `stop` or `set_memory` returns nobody uses what was there.
+
+use std::sync::Arc;
+
+use crate::memory::{DirtyLog, Memory};
+use crate::ring::{Ring, RingConfig, RingError, SetupError};
+use crate::spec::NetHdr;
+
+/// How a queue tells the VMM to notify the guest. Must not block.
+pub trait Call: Send + Sync {
+    /// Notifies the guest once.
+    fn call(&self);
+}
+
+/// What keeps a queue from carrying frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Its driver has not started it, or the VMM has disabled it.
+    NotReady,
+    /// The ring broke the rules.
+    Broken(RingError),
+    /// A page of the VM's memory could not be had.
+    Fault,
+}
+
+/// A virtqueue's ring, memory and state.
+pub struct QueueState {
+    pub(crate) ring: Option<Ring>,
+    pub(crate) memory: Memory,
+    pub(crate) hdr_len: usize,
+    config: RingConfig,
+    call: Option<Arc<dyn Call>>,
+    enabled: bool,
+    broken: Option<RingError>,
+}
+
+impl Default for QueueState {
+    fn default() -> Self {
+        Self {
+            ring: None,
+            memory: Memory::empty(),
+            hdr_len: NetHdr::len_for(0),
+            config: RingConfig::default(),
+            call: None,
+            enabled: false,
+            broken: None,
+        }
+    }
+}
+
+impl QueueState {
+    /// Starts the ring, or starts it again at another place. A repeat with the configuration that
+    /// is already running changes nothing, so that a VMM may repeat itself on a live ring.
+    pub fn start(&mut self, config: &RingConfig, base: u16) -> Result<(), SetupError> {
+        if self.ring.is_some() && self.config == *config {
+            return Ok(());
+        }
+        self.ring = None;
+        self.broken = None;
+        let mut ring = Ring::start(config, &self.memory, base)?;
+        ring.set_kicks(&self.memory, true);
+        self.ring = Some(ring);
+        self.config = *config;
+        self.hdr_len = NetHdr::len_for(config.features);
+        Ok(())
+    }
+
+    /// Stops the ring. The position where whoever goes on must start; none if it did not run.
+    pub fn stop(&mut self) -> Option<u16> {
+        self.broken = None;
+        self.ring.take().map(|r| r.base())
+    }
+
+    /// Ends everything a session set: the ring, its memory, how to call.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Swaps the memory; a running ring is found again in it or stops with an error.
+    pub fn set_memory(&mut self, memory: Memory) -> Result<(), SetupError> {
+        self.memory = memory;
+        if let Some(ring) = &mut self.ring
+            && let Err(e) = ring.remap(&self.config, &self.memory)
+        {
+            self.ring = None;
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Starts, replaces or ends the recording of writes to guest memory.
+    pub fn set_log(&mut self, log: Option<DirtyLog>) {
+        self.memory.set_log(log);
+    }
+
+    /// Lets frames through, or not.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+
+    /// Says how to notify the guest; nothing: it polls.
+    pub fn set_call(&mut self, call: Option<Arc<dyn Call>>) {
+        self.call = call;
+    }
+
+    /// Who is to be called, if the guest wants it. Ask after each publish, call after unlocking.
+    #[inline]
+    pub(crate) fn callee(&mut self, wanted: bool) -> Option<Arc<dyn Call>> {
+        if wanted { self.call.clone() } else { None }
+    }
+
+    /// Marks the ring as broken. It stays so until it is started anew.
+    #[cold]
+    pub(crate) fn break_ring(&mut self, error: RingError) {
+        self.broken = Some(error);
+    }
+
+    /// Did the ring break the rules?
+    #[inline]
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// What keeps the queue from carrying frames, if anything does.
+    #[inline]
+    pub fn stopped(&self) -> Option<Stopped> {
+        if let Some(error) = self.broken {
+            return Some(Stopped::Broken(error));
+        }
+        if self.memory.fault().is_set() {
+            return Some(Stopped::Fault);
+        }
+        (self.ring.is_none() || !self.enabled).then_some(Stopped::NotReady)
+    }
+
+    /// Is there a ring?
+    pub fn is_running(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    /// May it carry frames?
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Where the running ring lies and what was negotiated for it.
+    pub fn config(&self) -> &RingConfig {
+        &self.config
+    }
+
+    /// Asks the driver to notify, or not to notify, about buffers it makes available.
+    pub fn set_kicks(&mut self, on: bool) {
+        if self.stopped().is_none()
+            && let Some(ring) = &mut self.ring
+        {
+            ring.set_kicks(&self.memory, on);
+        }
+    }
+
+    /// Is a buffer available?
+    pub fn has_work(&mut self) -> bool {
+        self.stopped().is_none() && self.ring.as_mut().is_some_and(Ring::has_work)
+    }
+}

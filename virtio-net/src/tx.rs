@@ -1,0 +1,251 @@
+//! Draining a TX queue: from a guest's ring into a [`Batch`].
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use crate::counters::{Counters, DropReason};
+use crate::frame::{BURST, Batch};
+use crate::memory::Memory;
+use crate::offload::{self, HeaderError};
+use crate::queue::{Call, QueueState};
+use crate::ring::{Queue, Ring, RingConfig, RingError, SetupError, Taken};
+use crate::spec::*;
+
+/// Bytes a frame may be longer than the MTU: addresses, type and one tag.
+const L2_BYTES: usize = 14 + 4;
+
+/// A queue of frames from the VM.
+pub struct TxQueue {
+    state: QueueState,
+    taken: [Taken; BURST],
+    pending: usize,
+    /// Longest frame that is no segment offload.
+    max_frame: usize,
+    may: MaySend,
+}
+
+/// What the driver may say in a vnet header, from the negotiated features.
+#[derive(Clone, Copy, Default)]
+struct MaySend {
+    csum: bool,
+    tso4: bool,
+    tso6: bool,
+    ecn: bool,
+    uso: bool,
+}
+
+impl MaySend {
+    fn new(features: u64) -> Self {
+        Self {
+            csum: has(features, VIRTIO_NET_F_CSUM),
+            tso4: has(features, VIRTIO_NET_F_HOST_TSO4),
+            tso6: has(features, VIRTIO_NET_F_HOST_TSO6),
+            ecn: has(features, VIRTIO_NET_F_HOST_ECN),
+            uso: has(features, VIRTIO_NET_F_HOST_USO),
+        }
+    }
+
+    fn allows(self, hdr: &NetHdr) -> bool {
+        let gso = match hdr.gso_type & !NET_HDR_GSO_ECN {
+            NET_HDR_GSO_NONE => true,
+            NET_HDR_GSO_TCPV4 => self.tso4,
+            NET_HDR_GSO_TCPV6 => self.tso6,
+            NET_HDR_GSO_UDP_L4 => self.uso,
+            _ => false,
+        };
+        gso && (self.csum || hdr.flags & NET_HDR_F_NEEDS_CSUM == 0)
+            && (self.ecn || hdr.gso_type & NET_HDR_GSO_ECN == 0)
+    }
+}
+
+impl Default for TxQueue {
+    fn default() -> Self {
+        Self {
+            state: QueueState::default(),
+            taken: [Taken::default(); BURST],
+            pending: 0,
+            max_frame: MAX_FRAME,
+            may: MaySend::default(),
+        }
+    }
+}
+
+impl Deref for TxQueue {
+    type Target = QueueState;
+    fn deref(&self) -> &QueueState {
+        &self.state
+    }
+}
+
+impl DerefMut for TxQueue {
+    fn deref_mut(&mut self) -> &mut QueueState {
+        &mut self.state
+    }
+}
+
+impl TxQueue {
+    /// Starts the ring, see [`QueueState::start`]. `mtu` bounds the frames; `None`: no bound.
+    pub fn start(
+        &mut self,
+        config: &RingConfig,
+        base: u16,
+        mtu: Option<u16>,
+    ) -> Result<(), SetupError> {
+        self.state.start(config, base)?;
+        self.may = MaySend::new(config.features);
+        self.max_frame = mtu.map_or(MAX_FRAME, |m| usize::from(m) + L2_BYTES);
+        Ok(())
+    }
+
+    /// Takes up to a burst of frames from the ring into the empty `batch`, and counts them. Each
+    /// is validated; a bad one is counted and left out. Returns the chains taken; as long as that
+    /// is not 0, [`TxQueue::complete`] must follow, after the frames were delivered.
+    pub fn drain(&mut self, batch: &mut Batch, counters: &Counters) -> usize {
+        if self.state.stopped().is_some() {
+            return 0;
+        }
+        let Some(mut ring) = self.state.ring.take() else {
+            return 0;
+        };
+        let result = match &mut ring {
+            Ring::Split(r) => self.drain_ring(r, batch, counters),
+            Ring::Packed(r) => self.drain_ring(r, batch, counters),
+        };
+        self.state.ring = Some(ring);
+        if let Err(e) = result {
+            self.state.break_ring(e);
+        }
+        self.pending
+    }
+
+    fn drain_ring<Q: Queue>(
+        &mut self,
+        ring: &mut Q,
+        batch: &mut Batch,
+        counters: &Counters,
+    ) -> Result<(), RingError> {
+        if !ring.poll()? {
+            return Ok(());
+        }
+        batch.attach(&self.state.memory);
+        let mut seen = (0, 0);
+        let result = loop {
+            if self.pending == BURST || !batch.has_room() {
+                break Ok(());
+            }
+            match take_frame(ring, &self.state.memory, batch, self.state.hdr_len) {
+                Err(e) => break Err(e),
+                Ok(None) => break Ok(()),
+                Ok(Some((taken, bytes, result))) => {
+                    self.taken[self.pending] = taken;
+                    self.pending += 1;
+                    seen.0 += 1;
+                    seen.1 += bytes;
+                    if let Err(reason) = result.and_then(|()| self.judge(batch)) {
+                        counters.drop(reason, 1);
+                    }
+                }
+            }
+        };
+        counters.add(seen.0, seen.1);
+        result
+    }
+
+    /// Checks the frame added last against what was negotiated; takes it back if it is bad.
+    #[inline]
+    fn judge(&self, batch: &mut Batch) -> Result<(), DropReason> {
+        let i = batch.len() - 1;
+        let len = batch.frame_len(i);
+        let hdr = batch.hdr(i);
+        let result = if (hdr.flags | hdr.gso_type) == 0 {
+            if len > self.max_frame {
+                Err(DropReason::MtuExceeded)
+            } else {
+                Ok(())
+            }
+        } else {
+            self.judge_offload(batch, i, hdr)
+        };
+        if result.is_err() {
+            batch.pop();
+        }
+        result
+    }
+
+    fn judge_offload(&self, batch: &mut Batch, i: usize, hdr: NetHdr) -> Result<(), DropReason> {
+        // Only a device may say these (5.1.6.2): without meaning here.
+        let mut hdr = hdr;
+        hdr.flags &= NET_HDR_F_NEEDS_CSUM;
+        if !self.may.allows(&hdr) {
+            return Err(DropReason::BadVnetHeader);
+        }
+        let len = batch.frame_len(i);
+        let unit = if hdr.gso_type == NET_HDR_GSO_NONE {
+            len
+        } else {
+            usize::from(hdr.gso_size)
+        };
+        if unit > self.max_frame {
+            return Err(DropReason::MtuExceeded);
+        }
+        batch.set_hdr(i, hdr);
+        loop {
+            return match offload::validate(&hdr, batch.head(i), len) {
+                Ok(()) => Ok(()),
+                Err(HeaderError::HeadTooShort { need }) if batch.pull_up(i, need) => continue,
+                Err(HeaderError::HeadTooShort { .. }) => Err(DropReason::HeadersTooLong),
+                Err(_) => Err(DropReason::BadVnetHeader),
+            };
+        }
+    }
+
+    /// Gives all drained buffers back to the guest, at once. Whom to call after unlocking.
+    pub fn complete(&mut self) -> Option<Arc<dyn Call>> {
+        let taken = &self.taken[..std::mem::take(&mut self.pending)];
+        let memory = &self.state.memory;
+        let wanted = match &mut self.state.ring {
+            Some(Ring::Split(r)) => complete_ring(r, memory, taken),
+            Some(Ring::Packed(r)) => complete_ring(r, memory, taken),
+            None => false,
+        };
+        self.state.callee(wanted)
+    }
+}
+
+type TakenFrame = (Taken, u64, Result<(), DropReason>);
+
+#[inline]
+fn take_frame<Q: Queue>(
+    ring: &mut Q,
+    memory: &Memory,
+    batch: &mut Batch,
+    hdr_len: usize,
+) -> Result<Option<TakenFrame>, RingError> {
+    let mut f = batch.start_frame();
+    // A device-writable buffer in a TX chain holds nothing for us (2.7.4.2).
+    let taken = ring.take(memory, |addr, len, writable| {
+        if !writable {
+            batch.piece(&mut f, memory, addr, len);
+        }
+    });
+    match taken {
+        Ok(Some(taken)) => {
+            let bytes = f.frame_bytes(hdr_len);
+            Ok(Some((taken, bytes, batch.end_frame(f, hdr_len))))
+        }
+        Ok(None) => Ok(None),
+        Err(e) => {
+            batch.abandon_frame(f);
+            Err(e)
+        }
+    }
+}
+
+fn complete_ring<Q: Queue>(ring: &mut Q, memory: &Memory, taken: &[Taken]) -> bool {
+    if taken.is_empty() {
+        return false;
+    }
+    ring.use_all(memory, taken);
+    ring.publish(memory);
+    ring.wants_call()
+}
