@@ -126,25 +126,22 @@ pub enum Treatment {
     },
 }
 
-/// What a receiver with these negotiated features needs done to a frame that [`validate`] passed.
-///
-/// `version` is that of the frame ([`Parsed::ip_version`]): a UDP segment offload has one type
-/// for both.
+/// What a receiver with these negotiated features needs done to a frame that [`validate`] passed
+/// and that starts with `head`.
 #[inline]
-pub fn receiver_takes(hdr: &NetHdr, version: Option<IpVersion>, features: u64) -> Treatment {
+pub fn receiver_takes(hdr: &NetHdr, head: &[u8], features: u64) -> Treatment {
     let partial = has(features, VIRTIO_NET_F_GUEST_CSUM);
-    if hdr.gso_type == NET_HDR_GSO_NONE {
-        return if needs_csum(hdr) && !partial {
-            Treatment::Checksum
-        } else {
-            Treatment::AsIs
-        };
-    }
-    let offload = match (hdr.gso_type & !NET_HDR_GSO_ECN, version) {
-        (NET_HDR_GSO_TCPV4, _) => has(features, VIRTIO_NET_F_GUEST_TSO4),
-        (NET_HDR_GSO_TCPV6, _) => has(features, VIRTIO_NET_F_GUEST_TSO6),
-        (NET_HDR_GSO_UDP_L4, Some(IpVersion::V4)) => has(features, VIRTIO_NET_F_GUEST_USO4),
-        (NET_HDR_GSO_UDP_L4, Some(IpVersion::V6)) => has(features, VIRTIO_NET_F_GUEST_USO6),
+    let offload = match hdr.gso_type & !NET_HDR_GSO_ECN {
+        NET_HDR_GSO_NONE if needs_csum(hdr) && !partial => return Treatment::Checksum,
+        NET_HDR_GSO_NONE => return Treatment::AsIs,
+        NET_HDR_GSO_TCPV4 => has(features, VIRTIO_NET_F_GUEST_TSO4),
+        NET_HDR_GSO_TCPV6 => has(features, VIRTIO_NET_F_GUEST_TSO6),
+        // One type for both versions of IP, but a feature for each.
+        NET_HDR_GSO_UDP_L4 => match parse(head, usize::MAX).ip_version() {
+            Some(IpVersion::V4) => has(features, VIRTIO_NET_F_GUEST_USO4),
+            Some(IpVersion::V6) => has(features, VIRTIO_NET_F_GUEST_USO6),
+            None => false,
+        },
         _ => false,
     };
     let ecn = hdr.gso_type & NET_HDR_GSO_ECN == 0 || has(features, VIRTIO_NET_F_GUEST_ECN);

@@ -66,8 +66,8 @@ pub struct Segmenter<'a> {
 impl<'a> Segmenter<'a> {
     /// Prepares to cut `frame`, which comes without its `virtio_net_hdr`.
     ///
-    /// With `leave_partial` the segments have partial checksums, for a receiver with
-    /// `GUEST_CSUM`; [`header`](Self::header) says so.
+    /// With `leave_partial` the segments have partial checksums and headers that say so, for a
+    /// receiver with `GUEST_CSUM`.
     ///
     /// # Errors
     /// As for [`validate`](super::validate), and [`HeaderError::GsoType`] when `hdr` asks for no
@@ -144,17 +144,12 @@ impl<'a> Segmenter<'a> {
         self.headers.len() + self.size.min(self.payload.len())
     }
 
-    /// The header every segment is delivered with; `num_buffers` is left zero.
-    #[inline]
-    pub fn header(&self) -> NetHdr {
-        self.hdr
-    }
-
-    /// Writes the next segment into `out`; the result is its length.
+    /// Writes the next segment into `out`; the result is its header, without `num_buffers`, and
+    /// its length.
     ///
     /// `None` after the last one. Also when `out` is shorter than [`max_len`](Self::max_len) and
     /// the segment does not fit: then nothing is taken, and a longer `out` gets it.
-    pub fn next(&mut self, out: &mut [u8]) -> Option<usize> {
+    pub fn next(&mut self, out: &mut [u8]) -> Option<(NetHdr, usize)> {
         if self.made == self.count {
             return None;
         }
@@ -168,7 +163,7 @@ impl<'a> Segmenter<'a> {
         self.patch_transport(segment.get_mut(self.l4..)?)?;
         self.payload = rest;
         self.made += 1;
-        Some(len)
+        Some((self.hdr, len))
     }
 
     /// Lengths are checked: `check_size` has bounded what a segment can have.
