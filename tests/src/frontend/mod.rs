@@ -1,0 +1,15 @@
+//! A vhost-user front-end with a virtio-net driver in it: a VMM and its guest,
+//! precise to the message and to the ring entry.
+//!
+//! * [`session`]: the messages, in the order of QEMU or of cloud-hypervisor;
+//! * [`wire`]: any message at all;
+//! * [`memory`]: guest memory and the dirty log;
+//! * [`driver`]: rings, buffers, and a [`driver::Nic`] to send and receive with;
+//! * [`frames`]: frames to send and an independent check of those received.
+
+pub mod driver;
+pub mod frames;
+pub mod memory;
+pub mod session;
+pub mod spec;
+pub mod wire;
