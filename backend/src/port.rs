@@ -1,0 +1,520 @@
+//! A guest's port: its queue pairs, what it offers the VM, and how frames reach it.
+//!
+//! Locks, in the order they may be taken: a pair's `tx`, then one foreign pair's `rx`. Neither is
+//! held across a system call that can block. Control (a vhost-user session, the API) takes them
+//! one at a time to start, stop and swap, so that when it returns nobody uses what was before.
+
+use std::fs::File;
+use std::hash::BuildHasher;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
+use tandem_uplink::switch::{Forwarder, Outlet};
+use tandem_virtio_net::memory::{DirtyLog, Memory};
+use tandem_virtio_net::queue::Stopped;
+use tandem_virtio_net::ring::{RingConfig, SetupError};
+use tandem_virtio_net::spec::*;
+use tandem_virtio_net::wire::parse::parse;
+use tandem_virtio_net::{BURST, Batch, Call, Counters, RxQueue, Scratch, TxQueue};
+
+use crate::vhost::Device;
+use crate::worker::Wake;
+
+/// The set of features offered at feature level 1. A level never changes once released: a VM that
+/// runs with it must find the same set on every version of Tandem and on every host.
+pub const FEATURES_LEVEL_1: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_ANY_LAYOUT
+    | 1 << VIRTIO_F_INDIRECT_DESC
+    | 1 << VIRTIO_F_EVENT_IDX
+    | 1 << VIRTIO_F_RING_PACKED
+    | 1 << VIRTIO_F_IN_ORDER
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_HOST_USO
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6
+    | 1 << VIRTIO_NET_F_MTU
+    | 1 << VIRTIO_NET_F_MQ
+    | 1 << VIRTIO_NET_F_CTRL_VQ
+    | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
+
+/// Locks; a thread that panicked while holding the lock leaves data that is still whole.
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The TX side of a pair: its queue, and what forwards its frames.
+#[derive(Default)]
+pub struct TxSide {
+    queue: TxQueue,
+    forwarder: Option<Forwarder>,
+}
+
+/// A queue pair.
+pub struct Pair {
+    tx: Mutex<TxSide>,
+    rx: Mutex<RxQueue>,
+    kick: Mutex<Option<File>>,
+    wake: Mutex<Option<Wake>>,
+    /// Of the TX queue, and drops before forwarding.
+    pub from_vm: Counters,
+    /// Of the RX queue.
+    pub to_vm: Counters,
+    /// Times the guest was notified.
+    pub calls: Arc<AtomicU64>,
+    /// Times the guest notified us.
+    pub kicks: AtomicU64,
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        Self {
+            tx: Mutex::default(),
+            rx: Mutex::default(),
+            kick: Mutex::default(),
+            wake: Mutex::default(),
+            from_vm: Counters::default(),
+            to_vm: Counters::default(),
+            calls: Arc::default(),
+            kicks: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What the VMM gave us to notify the guest with.
+struct EventCall {
+    event: File,
+    calls: Arc<AtomicU64>,
+}
+
+impl Call for EventCall {
+    fn call(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        // A full counter (EAGAIN) is a notification that was not consumed yet: nothing is lost.
+        let _ = (&self.event).write(&1u64.to_ne_bytes());
+    }
+}
+
+impl Pair {
+    /// Drains one burst of the pair's frames and delivers them. Frames taken; 0: nothing to do.
+    pub fn serve(&self, batch: &mut Batch, scratch: &mut Scratch, now: u64) -> usize {
+        let mut tx = lock(&self.tx);
+        let TxSide { queue, forwarder } = &mut *tx;
+        let taken = queue.drain(batch, &self.from_vm);
+        if taken == 0 {
+            return 0;
+        }
+        if let Some(forwarder) = forwarder {
+            forwarder.forward(batch, scratch, now);
+        }
+        batch.clear();
+        let call = queue.complete();
+        drop(tx);
+        if let Some(call) = call {
+            call.call();
+        }
+        taken
+    }
+
+    /// Asks the guest to notify us, or not to. With `on`, true if there is work already.
+    pub fn set_kicks(&self, on: bool) -> bool {
+        let mut tx = lock(&self.tx);
+        tx.queue.set_kicks(on);
+        on && tx.queue.has_work()
+    }
+
+    /// Lets the flow cache shrink; for when its thread goes to sleep.
+    pub fn rest(&self) {
+        if let Some(f) = &mut lock(&self.tx).forwarder {
+            f.shrink();
+        }
+    }
+
+    /// Says who serves this pair and waits for its kicks; nobody: it is going away.
+    pub(crate) fn set_wake(&self, new: Option<Wake>) {
+        let mut wake = lock(&self.wake);
+        let kick = lock(&self.kick);
+        if let Some(old) = &*wake {
+            old.replace_kick(kick.as_ref(), None);
+        }
+        if let Some(new) = &new {
+            new.replace_kick(None, kick.as_ref());
+        }
+        *wake = new;
+    }
+
+    fn fill(&self, batch: &mut Batch, mut frames: &[u8], scratch: &mut Scratch) -> Segmented {
+        let mut segmented = Segmented::default();
+        while !frames.is_empty() {
+            let mut rx = lock(&self.rx);
+            let filled = rx.fill(batch, frames, scratch, &self.to_vm);
+            drop(rx);
+            if let Some(call) = filled.call {
+                call.call();
+            }
+            segmented.frames += filled.segmented.0;
+            segmented.segments += filled.segmented.1;
+            frames = &frames[filled.done..];
+        }
+        segmented
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = &*lock(&self.wake) {
+            wake.wake();
+        }
+    }
+
+    /// Entries of the RX ring, and whether both rings run and may carry frames.
+    pub fn ring_state(&self) -> RingState {
+        let rx = lock(&self.rx);
+        let mut state =
+            RingState { size: rx.config().size, enabled: rx.is_enabled(), running: rx.is_running() };
+        drop(rx);
+        let tx = lock(&self.tx);
+        state.enabled &= tx.queue.is_enabled();
+        state.running &= tx.queue.is_running();
+        state
+    }
+}
+
+#[derive(Default)]
+struct Segmented {
+    frames: u64,
+    segments: u64,
+}
+
+/// See [`Pair::ring_state`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingState {
+    /// Entries; 0 before a driver started it.
+    pub size: u16,
+    /// The VMM lets it carry frames.
+    pub enabled: bool,
+    /// The driver has started it.
+    pub running: bool,
+}
+
+/// What a guest port is made from.
+#[derive(Clone, Debug)]
+pub struct GuestPortConfig {
+    /// The port's name.
+    pub name: String,
+    /// 1 to 32.
+    pub queue_pairs: u16,
+    /// Longest packet, without Ethernet header.
+    pub mtu: u16,
+    /// The guest pairs this NIC with a VF: it must not announce by itself.
+    pub failover: bool,
+    /// For VMMs that take the address from the back-end.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A VM's NIC on the switch.
+pub struct GuestPort {
+    config: GuestPortConfig,
+    pairs: Box<[Pair]>,
+    acked: AtomicU64,
+    /// Bit N: pair N's RX ring runs, is enabled and has been given buffers.
+    active: AtomicU32,
+    /// Bit N: pair N's RX ring runs and is enabled, but its driver has posted nothing yet.
+    unpopulated: AtomicU32,
+    ready: AtomicBool,
+    /// Of the port as a whole: what the switch drops.
+    pub from_vm: Arc<Counters>,
+    /// Frames cut into segments for a VM without the offload, and the segments.
+    pub segmented: AtomicU64,
+    /// See `segmented`.
+    pub segments: AtomicU64,
+    hash: SeedableRandomState,
+}
+
+impl GuestPort {
+    /// Makes the port; nothing runs yet.
+    pub fn new(config: GuestPortConfig) -> Self {
+        let pairs = (0..config.queue_pairs.clamp(1, MAX_QUEUE_PAIRS)).map(|_| Pair::default());
+        let seed = std::hash::RandomState::new().hash_one(&config.name);
+        Self {
+            pairs: pairs.collect(),
+            config,
+            acked: AtomicU64::new(0),
+            active: AtomicU32::new(0),
+            unpopulated: AtomicU32::new(0),
+            ready: AtomicBool::new(false),
+            from_vm: Arc::default(),
+            segmented: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
+            hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
+        }
+    }
+
+    /// The port's name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its queue pairs.
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
+    /// Gives each pair what forwards its frames.
+    pub fn attach(&self, mut forwarder: impl FnMut() -> Forwarder) {
+        for pair in &self.pairs {
+            lock(&pair.tx).forwarder = Some(forwarder());
+        }
+    }
+
+    /// Looks again which pairs have been given buffers. Some drivers start rings they never use,
+    /// and some VMMs enable rings their guest has not taken into use.
+    pub fn look_for_buffers(&self) {
+        let waiting = self.unpopulated.load(Ordering::Relaxed);
+        if waiting == 0 {
+            return;
+        }
+        for (i, pair) in self.pairs.iter().enumerate().filter(|(i, _)| waiting & 1 << i != 0) {
+            if lock(&pair.rx).is_populated() {
+                self.unpopulated.fetch_and(!(1 << i), Ordering::Relaxed);
+                self.active.fetch_or(1 << i, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn refresh(&self, i: usize) {
+        let bit = 1 << i;
+        let mut rx = lock(&self.pairs[i].rx);
+        let up = rx.is_running() && rx.is_enabled();
+        let populated = up && rx.is_populated();
+        let set = |mask: &AtomicU32, on: bool| {
+            if on { mask.fetch_or(bit, Ordering::Relaxed) } else { mask.fetch_and(!bit, Ordering::Relaxed) }
+        };
+        set(&self.active, populated);
+        set(&self.unpopulated, up && !populated);
+        drop(rx);
+        let any = (self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed)) != 0;
+        self.ready.store(any, Ordering::Relaxed);
+    }
+
+    /// The pair that the flow of frame `i` goes to.
+    #[inline]
+    fn pair_for(&self, batch: &Batch, i: u8, active: u32) -> u32 {
+        let parsed = parse(batch.head(usize::from(i)), batch.frame_len(usize::from(i)));
+        crate::spread::pick(self.hash.hash_one(parsed.key), active)
+    }
+
+    fn deliver_spread(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch, active: u32) {
+        let mut choice = [0u8; BURST];
+        let mut wanted = 0u32;
+        for (slot, i) in choice.iter_mut().zip(frames) {
+            let pair = self.pair_for(batch, *i, active);
+            *slot = pair as u8;
+            wanted |= 1 << pair;
+        }
+        let mut list = [0u8; BURST];
+        while wanted != 0 {
+            let pair = wanted.trailing_zeros();
+            wanted &= wanted - 1;
+            let mut n = 0;
+            for (slot, i) in choice.iter().zip(frames) {
+                if u32::from(*slot) == pair {
+                    list[n] = *i;
+                    n += 1;
+                }
+            }
+            self.fill(pair, batch, &list[..n], scratch);
+        }
+    }
+
+    fn fill(&self, pair: u32, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let segmented = self.pairs[pair as usize].fill(batch, frames, scratch);
+        if segmented.frames != 0 {
+            self.segmented.fetch_add(segmented.frames, Ordering::Relaxed);
+            self.segments.fetch_add(segmented.segments, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs `f` on the queue's state of every ring.
+    fn for_each_ring(&self, mut f: impl FnMut(&mut tandem_virtio_net::queue::QueueState)) {
+        for pair in &self.pairs {
+            f(&mut lock(&pair.tx).queue);
+            f(&mut lock(&pair.rx));
+        }
+    }
+
+    fn log_all(&self) -> bool {
+        has(self.acked.load(Ordering::Relaxed), VHOST_F_LOG_ALL)
+    }
+}
+
+impl Outlet for GuestPort {
+    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let active = self.active.load(Ordering::Relaxed);
+        if active & active.wrapping_sub(1) == 0 {
+            // One pair, or none: the first one counts what it cannot take.
+            let pair = if active == 0 { 0 } else { active.trailing_zeros() };
+            self.fill(pair, batch, frames, scratch);
+        } else {
+            self.deliver_spread(batch, frames, scratch, active);
+        }
+    }
+
+    fn ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+}
+
+/// Ring numbers of the vhost-user protocol: 2i is pair i's RX queue, 2i + 1 its TX queue
+/// (virtio 1.3, 5.1.2).
+impl Device for GuestPort {
+    fn queue_pairs(&self) -> u16 {
+        self.pairs.len() as u16
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = FEATURES_LEVEL_1;
+        if self.config.failover {
+            features &= !(1 << VIRTIO_NET_F_GUEST_ANNOUNCE);
+        }
+        if self.config.mac.is_some() {
+            features |= 1 << VIRTIO_NET_F_MAC;
+        }
+        features
+    }
+
+    /// `struct virtio_net_config` (virtio 1.3, 5.1.4), as far as Tandem has something to say.
+    fn config(&self) -> Vec<u8> {
+        let mut c = vec![0; 12];
+        c[..6].copy_from_slice(&self.config.mac.unwrap_or_default());
+        c[6..8].copy_from_slice(&1u16.to_le_bytes()); // status: link up
+        c[8..10].copy_from_slice(&self.queue_pairs().to_le_bytes());
+        c[10..12].copy_from_slice(&self.config.mtu.to_le_bytes());
+        c
+    }
+
+    fn connected(&self) {}
+
+    fn disconnected(&self) {
+        for (i, pair) in self.pairs.iter().enumerate() {
+            let _ = self.stop_ring(2 * i as u16);
+            let _ = self.stop_ring(2 * i as u16 + 1);
+            self.set_kick(2 * i as u16 + 1, None);
+            lock(&pair.tx).queue.reset();
+            lock(&pair.rx).reset();
+            self.refresh(i);
+        }
+        self.acked.store(0, Ordering::Relaxed);
+    }
+
+    fn set_features(&self, acked: u64) {
+        self.acked.store(acked, Ordering::Relaxed);
+        if !self.log_all() {
+            self.for_each_ring(|q| q.set_log(None));
+        }
+    }
+
+    fn set_memory(&self, memory: Memory) -> Result<(), SetupError> {
+        let mut result = Ok(());
+        self.for_each_ring(|q| {
+            if let Err(e) = q.set_memory(memory.clone()) {
+                result = Err(e);
+            }
+        });
+        (0..self.pairs.len()).for_each(|i| self.refresh(i));
+        result
+    }
+
+    fn set_log(&self, log: Option<DirtyLog>) {
+        self.for_each_ring(|q| q.set_log(log.clone()));
+    }
+
+    fn start_ring(&self, ring: u16, config: RingConfig, base: u16) -> Result<(), SetupError> {
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return Ok(()) };
+        if ring.is_multiple_of(2) {
+            lock(&pair.rx).start(&config, base)?;
+        } else {
+            lock(&pair.tx).queue.start(&config, base, Some(self.config.mtu))?;
+            pair.wake();
+        }
+        self.refresh(usize::from(ring / 2));
+        Ok(())
+    }
+
+    fn stop_ring(&self, ring: u16) -> Option<u16> {
+        let pair = self.pairs.get(usize::from(ring / 2))?;
+        let base = if ring.is_multiple_of(2) {
+            lock(&pair.rx).stop()
+        } else {
+            lock(&pair.tx).queue.stop()
+        };
+        self.refresh(usize::from(ring / 2));
+        base
+    }
+
+    fn enable_ring(&self, ring: u16, on: bool) {
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return };
+        if ring.is_multiple_of(2) {
+            lock(&pair.rx).set_enabled(on);
+            self.refresh(usize::from(ring / 2));
+        } else {
+            lock(&pair.tx).queue.set_enabled(on);
+            pair.wake();
+        }
+    }
+
+    fn set_kick(&self, ring: u16, kick: Option<OwnedFd>) {
+        // A full RX ring is dropped on: nothing waits for its kicks.
+        if ring.is_multiple_of(2) {
+            return;
+        }
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return };
+        let new = kick.map(File::from);
+        let wake = lock(&pair.wake);
+        let mut slot = lock(&pair.kick);
+        if let Some(wake) = &*wake {
+            wake.replace_kick(slot.as_ref(), new.as_ref());
+        }
+        *slot = new;
+    }
+
+    fn set_call(&self, ring: u16, call: Option<OwnedFd>) {
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return };
+        let call = call.map(|fd| -> Arc<dyn Call> {
+            Arc::new(EventCall { event: File::from(fd), calls: Arc::clone(&pair.calls) })
+        });
+        if ring.is_multiple_of(2) {
+            lock(&pair.rx).set_call(call);
+        } else {
+            lock(&pair.tx).queue.set_call(call);
+        }
+    }
+
+    fn broken(&self) -> Option<String> {
+        let mut words = None;
+        let mut ring = 0;
+        self.for_each_ring(|q| {
+            match q.stopped() {
+                Some(Stopped::Broken(e)) if words.is_none() => {
+                    let (dir, pair) = (if ring % 2 == 0 { "TX" } else { "RX" }, ring / 2);
+                    words = Some(format!("the guest broke its {dir} ring {pair}: {e}"));
+                }
+                Some(Stopped::Fault) => {
+                    words = Some("a page of the VM's memory could not be had".to_owned());
+                }
+                _ => {}
+            }
+            ring += 1;
+        });
+        words
+    }
+}

@@ -1,0 +1,373 @@
+//! The threads of each VM.
+//!
+//! Threads belong to a VM; queue pairs are objects they serve, one burst in turn. A thread keeps
+//! no state of a pair. With nothing to do it polls for a short, adaptive time, then asks the
+//! guests to notify and sleeps on their kicks.
+//!
+//! ```text
+//!           work                     no work for `window`            work came meanwhile
+//!  ┌──► serve all pairs ──► poll ──────────────────────► ask for kicks ─────────┐
+//!  │        ▲                │ work                            │ none           │
+//!  │        └────────────────┘                               sleep              │
+//!  └───────────────────────────── kick ────────────────────────┴────────────────┘
+//! ```
+//!
+//! Kicks are registered edge-triggered: each notification wakes a sleeping thread once, and the
+//! descriptor is never read, which saves a system call each time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use log::{error, warn};
+use tandem_virtio_net::{Batch, Scratch};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::port::{GuestPort, Pair, lock};
+
+/// Longest time a thread polls before it sleeps. Long enough that a busy VM is not woken up for
+/// each burst, short enough not to show in the CPU time of a quiet one.
+const POLL: Duration = Duration::from_micros(50);
+
+/// How long the next poll may take: shorter each time that polling was in vain, full again when
+/// it would have paid.
+#[derive(Clone, Copy, Debug)]
+struct Window(Duration);
+
+impl Window {
+    fn in_vain(&mut self) {
+        self.0 /= 2;
+    }
+
+    fn slept(&mut self, for_: Duration) {
+        if for_ < POLL {
+            self.0 = POLL;
+        }
+    }
+
+    fn paid(&mut self) {
+        self.0 = POLL;
+    }
+}
+
+/// A handle to a thread, by which queues tell it about work.
+#[derive(Clone)]
+pub struct Wake(Arc<Shared>);
+
+struct Shared {
+    epoll: OwnedFd,
+    event: EventFd,
+    epoch: AtomicU64,
+    stop: AtomicBool,
+    pairs: Mutex<Vec<PairRef>>,
+}
+
+/// One pair of a port.
+#[derive(Clone)]
+struct PairRef {
+    port: Arc<GuestPort>,
+    index: usize,
+}
+
+impl PairRef {
+    fn pair(&self) -> &Pair {
+        &self.port.pairs()[self.index]
+    }
+}
+
+impl Wake {
+    /// Wakes the thread up: something changed.
+    pub fn wake(&self) {
+        // A full counter is a wake-up on its way.
+        let _ = self.0.event.write(1);
+    }
+
+    /// Listens to another kick descriptor in place of the old one.
+    pub fn replace_kick(&self, old: Option<&File>, new: Option<&File>) {
+        let epoll = self.0.epoll.as_raw_fd();
+        let ctl = |op, fd: RawFd| {
+            let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
+            epoll::ctl(epoll, op, fd, epoll::Event::new(events, 0))
+        };
+        if let Some(old) = old
+            && let Err(e) = ctl(epoll::ControlOptions::EPOLL_CTL_DEL, old.as_raw_fd())
+        {
+            warn!("a kick descriptor could not be let go of: {e}");
+        }
+        if let Some(new) = new
+            && let Err(e) = ctl(epoll::ControlOptions::EPOLL_CTL_ADD, new.as_raw_fd())
+        {
+            error!("a kick descriptor cannot be waited for: {e}; its queue may stall");
+        }
+        self.wake();
+    }
+}
+
+/// A thread and the pairs it serves.
+struct Worker {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn start(name: String, cpus: Vec<usize>) -> io::Result<Self> {
+        let epoll = owned(epoll::create(true)?);
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
+        epoll::ctl(
+            epoll.as_raw_fd(),
+            epoll::ControlOptions::EPOLL_CTL_ADD,
+            event.as_raw_fd(),
+            epoll::Event::new(events, 0),
+        )?;
+        let shared = Arc::new(Shared {
+            epoll,
+            event,
+            epoch: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            pairs: Mutex::default(),
+        });
+        let mine = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(e) = crate::cpus::pin(&cpus) {
+                warn!("the thread's CPUs cannot be set: {e}");
+            }
+            run(&mine);
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    fn assign(&self, pairs: Vec<PairRef>) {
+        *lock(&self.shared.pairs) = pairs;
+        self.shared.epoch.fetch_add(1, Ordering::Release);
+        Wake(Arc::clone(&self.shared)).wake();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        Wake(Arc::clone(&self.shared)).wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("a worker thread ended by a panic; its VM's queues were not served since");
+        }
+    }
+}
+
+/// Takes ownership of a descriptor that was just made.
+#[allow(unsafe_code)]
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: `epoll::create` has just returned it, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// The thread's loop.
+fn run(shared: &Shared) {
+    let clock = Instant::now();
+    let mut batch = Batch::new();
+    let mut scratch = Scratch::default();
+    let mut pairs = Vec::new();
+    let mut epoch = u64::MAX;
+    let mut window = Window(POLL);
+    let mut quiet_since = None;
+    loop {
+        let now = shared.epoch.load(Ordering::Acquire);
+        if now != epoch {
+            epoch = now;
+            pairs.clone_from(&lock(&shared.pairs));
+        }
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
+        if serve_all(&pairs, &mut batch, &mut scratch, &clock) {
+            if quiet_since.take().is_some() {
+                window.paid();
+            }
+            continue;
+        }
+        let since: Instant = *quiet_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < window.0 {
+            std::thread::yield_now();
+            continue;
+        }
+        window.in_vain();
+        quiet_since = None;
+        if ask_for_kicks(&pairs) {
+            continue;
+        }
+        let slept = Instant::now();
+        sleep(shared);
+        window.slept(slept.elapsed());
+        stop_kicks(&pairs);
+        look_for_buffers(&pairs);
+    }
+}
+
+/// One burst of each pair. True if any had frames.
+fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch, clock: &Instant) -> bool {
+    let now = clock.elapsed().as_nanos() as u64;
+    let mut busy = false;
+    for p in pairs {
+        busy |= p.pair().serve(batch, scratch, now) != 0;
+    }
+    busy
+}
+
+/// True if there is work already: the thread must not sleep.
+fn ask_for_kicks(pairs: &[PairRef]) -> bool {
+    let mut work = false;
+    for p in pairs {
+        p.pair().rest();
+        work |= p.pair().set_kicks(true);
+    }
+    if work {
+        stop_kicks(pairs);
+    }
+    work
+}
+
+fn stop_kicks(pairs: &[PairRef]) {
+    for p in pairs {
+        p.pair().set_kicks(false);
+    }
+}
+
+fn look_for_buffers(pairs: &[PairRef]) {
+    for p in pairs.iter().filter(|p| p.index == 0) {
+        p.port.look_for_buffers();
+    }
+}
+
+fn sleep(shared: &Shared) {
+    let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 8];
+    match epoll::wait(shared.epoll.as_raw_fd(), -1, &mut events) {
+        Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+            error!("waiting for kicks failed: {e}");
+            // Not a busy loop on an error that stays.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        _ => {}
+    }
+}
+
+/// The threads of all VMs.
+pub struct Workers {
+    cpus: Vec<usize>,
+    vms: Mutex<BTreeMap<String, Vm>>,
+}
+
+#[derive(Default)]
+struct Vm {
+    ports: Vec<Arc<GuestPort>>,
+    workers: Vec<Worker>,
+}
+
+impl Workers {
+    /// Threads run on `cpus`.
+    pub fn new(cpus: Vec<usize>) -> Self {
+        Self { cpus, vms: Mutex::default() }
+    }
+
+    /// Number of VMs that have a port.
+    pub fn vms(&self) -> usize {
+        lock(&self.vms).len()
+    }
+
+    /// Serves a port's pairs from now on.
+    pub fn add_port(&self, vm: &str, port: Arc<GuestPort>) -> io::Result<()> {
+        let mut vms = lock(&self.vms);
+        let entry = vms.entry(vm.to_owned()).or_default();
+        entry.ports.push(Arc::clone(&port));
+        let result = entry.spread(vm, &self.cpus);
+        if result.is_err() {
+            entry.ports.retain(|p| !Arc::ptr_eq(p, &port));
+            entry.deal();
+            if entry.ports.is_empty() {
+                vms.remove(vm);
+            }
+        }
+        result
+    }
+
+    /// Stops serving a port's pairs; the VM's threads end with its last port.
+    pub fn remove_port(&self, vm: &str, port: &Arc<GuestPort>) {
+        let mut vms = lock(&self.vms);
+        let Some(entry) = vms.get_mut(vm) else { return };
+        entry.ports.retain(|p| !Arc::ptr_eq(p, port));
+        for pair in port.pairs() {
+            pair.set_wake(None);
+        }
+        entry.deal();
+        if entry.ports.is_empty() {
+            vms.remove(vm);
+        }
+    }
+}
+
+impl Vm {
+    /// Starts the threads the VM's pairs are worth and deals the pairs to them.
+    fn spread(&mut self, vm: &str, cpus: &[usize]) -> io::Result<()> {
+        let pairs = self.ports.iter().map(|p| p.pairs().len()).sum();
+        while self.workers.len() < crate::spread::threads(pairs, cpus.len()) {
+            let name = thread_name(vm, self.workers.len());
+            self.workers.push(Worker::start(name, cpus.to_vec())?);
+        }
+        self.deal();
+        Ok(())
+    }
+
+    fn deal(&self) {
+        let mut hands = vec![Vec::new(); self.workers.len()];
+        let pairs = self
+            .ports
+            .iter()
+            .flat_map(|port| (0..port.pairs().len()).map(|i| PairRef { port: Arc::clone(port), index: i }));
+        for (n, pair) in pairs.enumerate() {
+            let Some(to) = n.checked_rem(self.workers.len()) else { return };
+            hands[to].push(pair);
+        }
+        for (worker, hand) in self.workers.iter().zip(hands) {
+            for p in &hand {
+                p.pair().set_wake(Some(Wake(Arc::clone(&worker.shared))));
+            }
+            worker.assign(hand);
+        }
+    }
+}
+
+/// `VM/N`, cut to the 15 bytes the kernel shows.
+fn thread_name(vm: &str, n: usize) -> String {
+    let suffix = format!("/{n}");
+    let keep = 15 - suffix.len();
+    let head: String = vm.chars().filter(char::is_ascii).take(keep).collect();
+    head + &suffix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_names_fit_the_kernels_limit() {
+        assert_eq!(thread_name("web", 0), "web/0");
+        assert_eq!(thread_name("a-very-long-name-of-a-vm", 12), "a-very-long-/12");
+    }
+
+    #[test]
+    fn polling_fades_when_it_is_in_vain_and_comes_back_when_it_would_have_paid() {
+        let mut w = Window(POLL);
+        (0..20).for_each(|_| w.in_vain());
+        assert!(w.0 < Duration::from_nanos(100));
+        w.slept(Duration::from_millis(10));
+        assert!(w.0 < Duration::from_nanos(100));
+        w.slept(Duration::from_micros(20));
+        assert_eq!(w.0, POLL);
+    }
+}
