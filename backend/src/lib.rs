@@ -1,1 +1,6 @@
-//! placeholder
+//! The daemon `tandemd` and the CLI `tandem`.
+
+pub mod config;
+pub mod control;
+pub mod engine;
+pub mod status;

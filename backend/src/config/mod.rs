@@ -1,0 +1,173 @@
+//! What the user asked for: ports and switches, each setting checked, with where it came from.
+//!
+//! The same keys are used in the file, in `--port`, in the API and as flags of `tandem`; the table
+//! in `keys.rs` is their only list.
+
+mod vlans;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use tandem_virtio_net::wire::ethernet::MacAddr;
+
+pub use vlans::VlanList;
+
+/// The switch that exists without being configured.
+pub const DEFAULT_SWITCH: &str = "default";
+
+/// Where a setting came from. A later one in this list wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The configuration file.
+    File,
+    /// The API, now or before a restart.
+    Api,
+    /// `--port`, or the flag of that name.
+    CommandLine,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::File => "file",
+            Self::Api => "api",
+            Self::CommandLine => "command line",
+        })
+    }
+}
+
+/// Which side of a vhost-user socket is ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SocketRole {
+    /// The VMM connects to us.
+    #[default]
+    Listen,
+    /// We connect to the VMM.
+    Connect,
+}
+
+/// All settings of one port. Every field was checked; [`PortConfig::new`] has the defaults.
+///
+/// Serializes to the configuration part of a port's JSON object.
+#[derive(Clone, Debug, Serialize)]
+pub struct PortConfig {
+    /// Its name, unique on this daemon: 1 to 64 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// The VM it belongs to; by default the VM has the port's name.
+    pub vm: String,
+    /// The switch it is on.
+    pub switch: String,
+    /// The vhost-user socket, an absolute path or relative to the run directory; absent:
+    /// `NAME.sock`. See [`PortConfig::socket_path`].
+    pub socket: Option<PathBuf>,
+    /// Who listens on the socket.
+    pub socket_role: SocketRole,
+    /// Group the socket is given to.
+    pub socket_group: Option<String>,
+    /// Permission bits of the socket.
+    #[serde(serialize_with = "octal")]
+    pub socket_permissions: u32,
+    /// The TAP device that makes this the host's own port; then there is no socket.
+    pub tap: Option<String>,
+    /// The VM's MAC address; absent: learned.
+    #[serde(serialize_with = "display")]
+    pub mac: Option<MacAddr>,
+    /// Queue pairs offered, 1 to 32.
+    pub queue_pairs: u16,
+    /// Largest packet in bytes, without the Ethernet header.
+    pub mtu: u16,
+    /// The pinned set of features offered to the VM.
+    pub feature_level: u32,
+    /// Whether the guest pairs this NIC with a VF.
+    pub failover: bool,
+    /// The VLAN of an access port, 1 to 4094.
+    pub vlan: Option<u16>,
+    /// The VLANs of a trunk port.
+    pub trunk_vlans: Option<VlanList>,
+    /// The trunk's VLAN that goes untagged; in `trunk_vlans`.
+    pub native_vlan: Option<u16>,
+    /// Broadcast, multicast and unknown unicast frames accepted each second; 0: no limit.
+    pub storm_limit: u32,
+    /// Where the settings that are no defaults came from, by key.
+    #[serde(skip)]
+    pub origin: BTreeMap<&'static str, Origin>,
+    /// An open socket the port uses instead of a path (`--fd`).
+    #[serde(skip)]
+    pub socket_fd: Option<Arc<OwnedFd>>,
+}
+
+impl PortConfig {
+    /// A port with the defaults only.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            vm: name.to_owned(),
+            switch: DEFAULT_SWITCH.to_owned(),
+            socket: None,
+            socket_role: SocketRole::Listen,
+            socket_group: None,
+            socket_permissions: 0o660,
+            tap: None,
+            mac: None,
+            queue_pairs: 1,
+            mtu: 1500,
+            feature_level: 1,
+            failover: false,
+            vlan: None,
+            trunk_vlans: None,
+            native_vlan: None,
+            storm_limit: 10_000,
+            origin: BTreeMap::new(),
+            socket_fd: None,
+        }
+    }
+
+    /// The socket's path, absolute if `run_dir` is; `None` for a TAP and for `--fd`.
+    pub fn socket_path(&self, run_dir: &Path) -> Option<PathBuf> {
+        if self.tap.is_some() || self.socket_fd.is_some() {
+            return None;
+        }
+        Some(match &self.socket {
+            Some(path) => run_dir.join(path),
+            None => run_dir.join(format!("{}.sock", self.name)),
+        })
+    }
+}
+
+/// All settings of one switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SwitchConfig {
+    /// Seconds after which a silent learned address is forgotten (IEEE 802.1Q, 8.8.3).
+    pub ageing_seconds: u32,
+    /// Addresses the switch remembers.
+    pub mac_limit: u32,
+}
+
+impl Default for SwitchConfig {
+    fn default() -> Self {
+        Self { ageing_seconds: 300, mac_limit: 16_384 }
+    }
+}
+
+fn octal<S: Serializer>(bits: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{bits:04o}"))
+}
+
+fn display<T: fmt::Display, S: Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}

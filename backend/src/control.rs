@@ -1,0 +1,70 @@
+//! The seam between what a user asks for and what does it.
+
+use crate::config::PortConfig;
+use crate::status::{PortStatus, SwitchesStatus};
+
+/// What kind of refusal it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedKind {
+    /// What was asked for is wrong by itself.
+    Invalid,
+    /// It contradicts something that exists.
+    Conflict,
+    /// What it names does not exist.
+    NotFound,
+    /// The operating system said no.
+    System,
+}
+
+/// A change that was not made; nothing of it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{reason}; {remedy}", .field.as_ref().map(|f| format!("{f}: ")).unwrap_or_default())]
+pub struct Refused {
+    /// The setting at fault, by its key.
+    pub field: Option<String>,
+    /// Why, in words, without a full stop.
+    pub reason: String,
+    /// What to do about it, in words, without a full stop.
+    pub remedy: String,
+    /// What kind of refusal it is.
+    pub kind: RefusedKind,
+}
+
+impl Refused {
+    /// A refusal that is about no single setting.
+    pub fn new(kind: RefusedKind, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { field: None, reason: reason.into(), remedy: remedy.into(), kind }
+    }
+
+    /// The same refusal, about the setting `key`.
+    #[must_use]
+    pub fn about(self, key: impl Into<String>) -> Self {
+        Self { field: Some(key.into()), ..self }
+    }
+}
+
+/// The running switch, as the control plane drives it. Calls may block; changes are made whole or
+/// not at all. Callers serialise changes, reads may come at any time.
+pub trait Engine: Send + Sync {
+    /// Makes the port; when this returns, its socket exists.
+    ///
+    /// # Errors
+    /// `Conflict` if the name is taken, `NotFound` if the switch is not there, `System` if the
+    /// socket or the TAP cannot be made.
+    fn add_port(&self, port: &PortConfig) -> Result<(), Refused>;
+
+    /// Ends the port; when this returns, its session and its socket are gone.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name.
+    fn remove_port(&self, name: &str) -> Result<(), Refused>;
+
+    /// All ports, by name.
+    fn ports(&self) -> Vec<PortStatus>;
+
+    /// One port.
+    fn port(&self, name: &str) -> Option<PortStatus>;
+
+    /// The switches and what they run on.
+    fn status(&self) -> SwitchesStatus;
+}

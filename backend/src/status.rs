@@ -1,0 +1,220 @@
+//! What the daemon reports: the objects of the API. Counters count since the port was made;
+//! directions are the VM's.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tandem_virtio_net::Counters;
+
+use crate::config::{Origin, PortConfig};
+
+/// Whether a port carries frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// A VM's driver is running, or the TAP is open.
+    Up,
+    /// No frame can go to it; [`PortStatus::reason`] says why.
+    #[default]
+    Down,
+}
+
+/// The format of the rings (virtio 1.3, 2.7 and 2.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RingFormat {
+    /// Split virtqueues.
+    Split,
+    /// Packed virtqueues.
+    Packed,
+}
+
+/// Frames and bytes that went through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Ethernet frames.
+    pub frames: u64,
+    /// Bytes of those frames, without frame check sequence.
+    pub bytes: u64,
+}
+
+/// One direction of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectionCounters {
+    /// Ethernet frames that went through.
+    pub frames: u64,
+    /// Bytes of those frames, without frame check sequence.
+    pub bytes: u64,
+    /// Frames that were dropped, by the name of the reason; only reasons that occurred.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl From<&Counters> for DirectionCounters {
+    fn from(counters: &Counters) -> Self {
+        Self {
+            frames: counters.frames(),
+            bytes: counters.bytes(),
+            drops: counters.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+        }
+    }
+}
+
+/// Both directions of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortCounters {
+    /// What the VM sent.
+    pub from_vm: DirectionCounters,
+    /// What the VM was sent.
+    pub to_vm: DirectionCounters,
+}
+
+/// The connection to a VMM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Whether a VMM is connected.
+    pub connected: bool,
+    /// Connections since the port was made.
+    pub connects: u64,
+    /// Connections that were closed because there was one already.
+    pub refused_connections: u64,
+    /// Features the driver took, by their names in the virtio specification.
+    pub features: Vec<String>,
+    /// The format of the rings; absent while no driver runs.
+    pub ring: Option<RingFormat>,
+    /// Regions of guest memory.
+    pub memory_regions: u32,
+    /// Why the last session ended, if it ended badly.
+    pub last_error: Option<String>,
+}
+
+/// One queue pair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Its number, from 0.
+    pub pair: u16,
+    /// Whether the VMM enabled it.
+    pub enabled: bool,
+    /// Whether its rings are set up and served.
+    pub running: bool,
+    /// Descriptors of each ring; 0 before it was set up.
+    pub size: u16,
+    /// What the VM sent on it.
+    pub from_vm: Traffic,
+    /// What the VM was sent on it.
+    pub to_vm: Traffic,
+    /// Notifications from the VM.
+    pub kicks: u64,
+    /// Notifications to the VM.
+    pub calls: u64,
+}
+
+/// The running part of a port, as the engine knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// The port's name.
+    #[serde(skip_serializing)]
+    pub name: String,
+    /// Addresses learned from its frames.
+    pub learned_macs: Vec<String>,
+    /// Whether it carries frames.
+    pub state: PortState,
+    /// Why not, in words with the remedy; absent when up.
+    pub reason: Option<String>,
+    /// The connection to the VMM; absent for a TAP.
+    pub session: Option<SessionStatus>,
+    /// Frames of the whole port.
+    pub counters: PortCounters,
+    /// Its queue pairs; none for a TAP.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// A port in the API: what was asked for and what it does.
+#[derive(Clone, Debug, Serialize)]
+pub struct Port {
+    /// Its settings, the socket with its whole path.
+    #[serde(flatten)]
+    pub config: PortConfig,
+    /// Where each setting came from.
+    pub origin: BTreeMap<&'static str, Origin>,
+    /// What it does.
+    #[serde(flatten)]
+    pub running: PortStatus,
+}
+
+/// The answer to a list of ports.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ports {
+    /// By name.
+    pub ports: Vec<Port>,
+}
+
+/// What a switch did with the frames it took. With nothing in flight these hold exactly, over all
+/// its ports: `from_vm.frames = from_vm.drops + unicast + flooded`, and
+/// `to_vm.frames + to_vm.drops = unicast + copies - segmented_frames + segments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchCounters {
+    /// Frames taken from all ports.
+    pub frames: u64,
+    /// Of those, frames that went to one port.
+    pub unicast: u64,
+    /// Of those, frames that were flooded.
+    pub flooded: u64,
+    /// Copies made of the flooded frames.
+    pub copies: u64,
+    /// Frames cut into segments for a receiver without that offload.
+    pub segmented_frames: u64,
+    /// The segments they became.
+    pub segments: u64,
+}
+
+/// One switch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchStatus {
+    /// Its name.
+    pub name: String,
+    /// Ports on it.
+    pub ports: u32,
+    /// Addresses it knows.
+    pub mac_table_entries: u32,
+    /// Addresses seen on two ports at once; one of the two VMs is cut off.
+    #[serde(default)]
+    pub duplicate_macs: Vec<String>,
+    /// What it did with the frames.
+    pub counters: SwitchCounters,
+}
+
+/// The switches, as the engine knows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchesStatus {
+    /// CPUs of the data path, ascending.
+    pub cpus: Vec<usize>,
+    /// By name.
+    pub switches: Vec<SwitchStatus>,
+}
+
+/// How many ports there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsTotal {
+    /// All.
+    pub total: u32,
+    /// Those that are up.
+    pub up: u32,
+}
+
+/// The answer to a status request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Where its sockets are.
+    pub run_dir: String,
+    /// The switches.
+    #[serde(flatten)]
+    pub switches: SwitchesStatus,
+    /// The ports.
+    pub ports: PortsTotal,
+    /// VMs that have a port.
+    pub vms: u32,
+}
