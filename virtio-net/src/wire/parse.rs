@@ -292,7 +292,10 @@ fn v6(parsed: &mut Parsed, bytes: Bytes<'_>, at: usize) -> Result<(), Stop> {
     parsed.key.src = std::array::from_fn(|i| header[8 + i]);
     parsed.key.dst = std::array::from_fn(|i| header[24 + i]);
     parsed.key.version = 6;
-    let rest = bytes.head.get(at..).unwrap_or_default();
+    let rest = bytes
+        .head
+        .get(at..bytes.end.min(bytes.head.len()))
+        .unwrap_or_default();
     let upper = match ipv6::walk_extensions(header[6], rest) {
         Ok(upper) => upper,
         Err(WalkError::Truncated { need }) => {
