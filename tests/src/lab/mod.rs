@@ -1,0 +1,205 @@
+//! Real programs under test: the daemon, Linux guests, testpmd.
+//!
+//! A test is one [`scenario`]: a name, what it needs, and a body that gets a [`Lab`], which is a
+//! directory of its own. Everything a body starts is a [`process::Process`] and ends with it: on
+//! drop, and by the kernel if the test itself is killed. Waits are for events and have a limit; when one
+//! runs out, the error says what was waited for and the scenario prints the end of every log.
+
+pub mod agent;
+pub mod daemon;
+pub mod guest;
+pub mod image;
+pub mod payload;
+pub mod process;
+pub mod qmp;
+pub mod testpmd;
+
+pub use daemon::Daemon;
+pub use guest::{Guest, GuestConfig, Nic};
+pub use image::{Qemu, qemus};
+pub use testpmd::{Testpmd, TestpmdConfig};
+
+use anyhow::{Result, bail};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Ports and guests come up within this on a slow machine under emulation.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a scenario cannot do without.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// QEMU, busybox and the guest kernel that `ci/setup` gets.
+    Guests,
+    /// Root, for TAP devices.
+    Root,
+    /// A program on the PATH, and the package it comes from.
+    Program(&'static str, &'static str),
+    /// A file, and the package it comes from.
+    File(&'static str, &'static str),
+}
+
+impl Need {
+    /// Why the need is not met on this machine; `None` when it is.
+    fn missing(&self) -> Option<String> {
+        match self {
+            Need::Guests => image::missing(),
+            Need::Root => (!is_root()).then(|| "needs root".to_string()),
+            Need::Program(program, package) => find_program(program)
+                .is_none()
+                .then(|| format!("{program} is not installed (package {package})")),
+            Need::File(file, package) => (!Path::new(file).exists())
+                .then(|| format!("{file} is not there (package {package})")),
+        }
+    }
+}
+
+/// A scenario's own directory, where sockets and logs go.
+#[derive(Debug)]
+pub struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A new, empty directory with a short path: socket paths end at 107 bytes.
+    pub fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("tandem-").tempdir()?;
+        Ok(Self { dir })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Prints the last lines of every log in the directory.
+    fn show_logs(&self) {
+        let mut logs: Vec<PathBuf> = std::fs::read_dir(self.path())
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        logs.retain(|path| path.extension().is_some_and(|e| e == "log"));
+        logs.sort();
+        for log in logs {
+            say(&format!("---- {}\n{}", log.display(), tail(&log, 40)));
+        }
+    }
+}
+
+/// Runs one end-to-end test, or says why not.
+///
+/// Without `TANDEM_E2E=1` it is skipped: guests take minutes, and `cargo test` is for every edit.
+pub fn scenario(name: &str, needs: &[Need], body: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    if std::env::var_os("TANDEM_E2E").is_none_or(|value| value != "1") {
+        skip(name, "end to end; run ci/test, or set TANDEM_E2E=1");
+        return Ok(());
+    }
+    if let Some(why) = needs.iter().find_map(Need::missing) {
+        skip(name, &why);
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let start = Instant::now();
+    say(&format!("  ... {name}"));
+    let outcome = catch_unwind(AssertUnwindSafe(|| body(&lab)));
+    match outcome {
+        Ok(Ok(())) => {
+            say(&format!(
+                "  ok  {name} ({:.1} s)",
+                start.elapsed().as_secs_f32()
+            ));
+            Ok(())
+        }
+        Ok(Err(error)) => {
+            lab.show_logs();
+            Err(error.context(name.to_string()))
+        }
+        Err(panic) => {
+            lab.show_logs();
+            resume_unwind(panic)
+        }
+    }
+}
+
+/// Says that a whole test is skipped. `ci/test` counts these lines.
+pub fn skip(name: &str, why: &str) {
+    say(&format!("SKIPPED {name}: {why}"));
+}
+
+/// Says that a part of a test is skipped while the rest runs.
+pub fn skip_part(name: &str, why: &str) {
+    say(&format!("SKIPPED-PART {name}: {why}"));
+}
+
+/// Writes a line to standard error, past the capture of the test harness.
+pub fn say(line: &str) {
+    // Nobody to tell if standard error is gone.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Calls `ready` until it is true. For states that can only be looked at, not waited for.
+pub fn wait_until(
+    what: &str,
+    limit: Duration,
+    mut ready: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !ready()? {
+        if Instant::now() > deadline {
+            bail!("not within {} s: {what}", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// The end of a text file; what is wrong with it when it cannot be read.
+pub fn tail(path: &Path, lines: usize) -> String {
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => return error.to_string(),
+    };
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// The path of a program, looked for on the PATH and where administration programs live.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
+    path.split(':')
+        .map(|dir| Path::new(dir).join(name))
+        .find(|file| file.is_file())
+}
+
+/// Whether this process may make TAP devices.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self")
+        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// A program that was built with this one: `tandemd`, `tandem`, `guest-agent`.
+///
+/// `TANDEM_BIN_DIR` names another directory, to test installed programs.
+pub fn built_program(name: &str) -> Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    let mut dirs: Vec<PathBuf> = here
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(Path::to_path_buf)
+        .collect();
+    if name != "guest-agent"
+        && let Some(dir) = std::env::var_os("TANDEM_BIN_DIR")
+    {
+        dirs = vec![dir.into()];
+    }
+    match dirs
+        .iter()
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+    {
+        Some(file) => Ok(file),
+        None => bail!("{name} is not built: run cargo build"),
+    }
+}
