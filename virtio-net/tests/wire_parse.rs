@@ -189,12 +189,12 @@ fn ipv6_fragments_are_told() {
 
 #[test]
 fn extension_headers_have_their_own_units() {
-    // An authentication header counts 4-byte units less 2: length 0 is 8 bytes.
+    // An authentication header counts 4-byte units less 2: length 4 is 24 bytes.
     let ah = v6_with(
         protocol::AUTHENTICATION,
-        [protocol::UDP, 0, 0, 0, 0, 0, 0, 0],
+        [protocol::UDP, 4, 0, 0, 0, 0, 0, 0],
     );
-    assert_eq!((ah.l4, ah.has_l4()), (62, true));
+    assert_eq!((ah.l4, ah.has_l4()), (78, true));
     // Others count 8-byte units less 1: length 1 is 16 bytes, over the UDP header.
     let long = v6_with(protocol::ROUTING, [protocol::UDP, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!((long.l4, long.has_l4()), (70, true));
