@@ -33,13 +33,21 @@ pub struct Refused {
 impl Refused {
     /// A refusal that is about no single setting.
     pub fn new(kind: RefusedKind, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { field: None, reason: reason.into(), remedy: remedy.into(), kind }
+        Self {
+            field: None,
+            reason: reason.into(),
+            remedy: remedy.into(),
+            kind,
+        }
     }
 
     /// The same refusal, about the setting `key`.
     #[must_use]
     pub fn about(self, key: impl Into<String>) -> Self {
-        Self { field: Some(key.into()), ..self }
+        Self {
+            field: Some(key.into()),
+            ..self
+        }
     }
 }
 

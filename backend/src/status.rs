@@ -54,7 +54,10 @@ impl From<&Counters> for DirectionCounters {
         Self {
             frames: counters.frames(),
             bytes: counters.bytes(),
-            drops: counters.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+            drops: counters
+                .drops()
+                .map(|(reason, n)| (reason.name().to_owned(), n))
+                .collect(),
         }
     }
 }

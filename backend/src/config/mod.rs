@@ -3,6 +3,12 @@
 //! The same keys are used in the file, in `--port`, in the API and as flags of `tandem`; the table
 //! in `keys.rs` is their only list.
 
+mod build;
+pub(crate) mod check;
+mod file;
+mod keys;
+mod layer;
+mod value;
 mod vlans;
 
 use std::collections::BTreeMap;
@@ -14,7 +20,13 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use tandem_virtio_net::wire::ethernet::MacAddr;
 
+pub use build::{build, build_port};
+pub use file::File;
+pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
+pub use layer::{Layer, Overlay, flag_value};
 pub use vlans::VlanList;
+
+use crate::control::Refused;
 
 /// The switch that exists without being configured.
 pub const DEFAULT_SWITCH: &str = "default";
@@ -154,8 +166,30 @@ pub struct SwitchConfig {
 
 impl Default for SwitchConfig {
     fn default() -> Self {
-        Self { ageing_seconds: 300, mac_limit: 16_384 }
+        Self {
+            ageing_seconds: 300,
+            mac_limit: 16_384,
+        }
     }
+}
+
+/// All that the daemon is configured with.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The switches by name; `default` is always one.
+    pub switches: BTreeMap<String, SwitchConfig>,
+    /// The ports by name.
+    pub ports: BTreeMap<String, PortConfig>,
+}
+
+/// Something wrong in the configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}{refused}", .place, if .place.is_empty() { "" } else { ": " })]
+pub struct Problem {
+    /// `FILE:LINE: [TABLE]` or the option; empty if it came over the API.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub refused: Refused,
 }
 
 fn octal<S: Serializer>(bits: &u32, serializer: S) -> Result<S::Ok, S::Error> {

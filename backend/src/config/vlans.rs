@@ -97,13 +97,19 @@ mod tests {
             ("1-4094", "1-4094"),
             (" 3 , 4 - 5 ", "3-5"),
         ] {
-            assert_eq!(text.parse::<VlanList>().unwrap().to_string(), list, "{text}");
+            assert_eq!(
+                text.parse::<VlanList>().unwrap().to_string(),
+                list,
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_list_is_refused() {
-        for text in ["", ",", "10,", "0", "4095", "9-5", "a", "1-2-3", "-1", "65546"] {
+        for text in [
+            "", ",", "10,", "0", "4095", "9-5", "a", "1-2-3", "-1", "65546",
+        ] {
             assert!(text.parse::<VlanList>().is_err(), "{text}");
         }
     }

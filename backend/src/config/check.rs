@@ -1,0 +1,180 @@
+//! Checks of settings against each other.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::{PortConfig, SocketRole, SwitchConfig};
+use crate::control::{Refused, RefusedKind};
+
+/// Bytes of a socket's path, without the final NUL (`sun_path` in unix(7)).
+pub(crate) const SOCKET_PATH_MAX: usize = 107;
+/// The API's socket in the run directory.
+pub(crate) const API_SOCKET: &str = "api.sock";
+/// The longest packet that fits a TAP's largest frame (`ETH_MAX_MTU` less the Ethernet header).
+const TAP_MTU_MAX: u16 = 65_521;
+
+/// Checks one port by itself.
+pub(super) fn port(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
+    let mut wrong = vlans(port);
+    match &port.tap {
+        Some(_) => wrong.extend(tap(port)),
+        None => wrong.extend(socket(port, run_dir)),
+    }
+    wrong
+}
+
+fn invalid(key: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Refused {
+    Refused::new(RefusedKind::Invalid, reason, remedy).about(key)
+}
+
+fn vlans(port: &PortConfig) -> Vec<Refused> {
+    let mut wrong = Vec::new();
+    if port.vlan.is_some() && port.trunk_vlans.is_some() {
+        let remedy = "keep vlan for an access port, trunk_vlans for a trunk";
+        wrong.push(invalid(
+            "vlan",
+            "a port is not access and trunk at once",
+            remedy,
+        ));
+    }
+    match (port.native_vlan, &port.trunk_vlans) {
+        (Some(_), None) => {
+            let reason = "only a trunk has a native VLAN";
+            wrong.push(invalid(
+                "native_vlan",
+                reason,
+                "add trunk_vlans, or use vlan instead",
+            ));
+        }
+        (Some(native), Some(trunk)) if !trunk.contains(native) => {
+            let reason = format!("{native} is not in trunk_vlans {trunk}");
+            wrong.push(invalid(
+                "native_vlan",
+                reason,
+                "add it there, or choose one of them",
+            ));
+        }
+        _ => {}
+    }
+    wrong
+}
+
+fn tap(port: &PortConfig) -> Vec<Refused> {
+    const NOT_ITS: [&str; 7] = [
+        "socket",
+        "socket_role",
+        "socket_group",
+        "socket_permissions",
+        "queue_pairs",
+        "feature_level",
+        "failover",
+    ];
+    let given = NOT_ITS.iter().filter(|key| port.origin.contains_key(**key));
+    let mut wrong: Vec<Refused> = given
+        .map(|key| {
+            invalid(
+                key,
+                "a port with a TAP has no VMM",
+                "remove it, or remove tap",
+            )
+        })
+        .collect();
+    if port.mtu > TAP_MTU_MAX {
+        let reason = format!("{} does not fit a TAP", port.mtu);
+        wrong.push(invalid(
+            "mtu",
+            reason,
+            format!("give at most {TAP_MTU_MAX}"),
+        ));
+    }
+    wrong
+}
+
+fn socket(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
+    let mut wrong = Vec::new();
+    if port.socket_role == SocketRole::Connect {
+        let given = ["socket_group", "socket_permissions"];
+        wrong.extend(
+            given
+                .iter()
+                .filter(|key| port.origin.contains_key(**key))
+                .map(|key| {
+                    invalid(
+                        key,
+                        "the VMM makes the socket it listens on",
+                        "remove it, or set it there",
+                    )
+                }),
+        );
+    }
+    let Some(path) = port.socket_path(run_dir) else {
+        return wrong;
+    };
+    let bytes = path.as_os_str().as_bytes().len();
+    if bytes > SOCKET_PATH_MAX {
+        let reason = format!("{} has {bytes} bytes", path.display());
+        let remedy = format!(
+            "a socket's path has at most {SOCKET_PATH_MAX}: use a shorter path, name or --run-dir"
+        );
+        wrong.push(invalid("socket", reason, remedy));
+    }
+    if path == run_dir.join(API_SOCKET) {
+        let reason = format!("{} is the API's socket", path.display());
+        wrong.push(invalid(
+            "socket",
+            reason,
+            "choose another socket or port name",
+        ));
+    }
+    wrong
+}
+
+/// Checks one port against the others and the switches.
+pub(crate) fn among<'a>(
+    port: &PortConfig,
+    others: impl Iterator<Item = &'a PortConfig>,
+    switches: &BTreeMap<String, SwitchConfig>,
+    run_dir: &Path,
+) -> Vec<Refused> {
+    let mut wrong = Vec::new();
+    if !switches.contains_key(&port.switch) {
+        let names: Vec<&str> = switches.keys().map(String::as_str).collect();
+        let reason = format!("there is no switch {}", port.switch);
+        let remedy = format!(
+            "add [switch.{}] to the configuration file, or choose of: {}",
+            port.switch,
+            names.join(", ")
+        );
+        wrong.push(invalid("switch", reason, remedy));
+    }
+    for other in others.filter(|other| other.name != port.name) {
+        let taken = |key: &str, what: String, remedy: &str| {
+            let reason = format!("{what} is port {}'s already", other.name);
+            Refused::new(RefusedKind::Conflict, reason, remedy).about(key)
+        };
+        if let Some(mac) = port
+            .mac
+            .filter(|_| port.mac == other.mac && port.switch == other.switch)
+        {
+            wrong.push(taken(
+                "mac",
+                mac.to_string(),
+                "give each VM its own MAC address",
+            ));
+        }
+        if let Some(tap) = port.tap.as_ref().filter(|_| port.tap == other.tap) {
+            wrong.push(taken("tap", tap.clone(), "choose another device"));
+        }
+        if let Some(path) = port.socket_path(run_dir)
+            && other.socket_path(run_dir).as_ref() == Some(&path)
+        {
+            wrong.push(taken(
+                "socket",
+                path.display().to_string(),
+                "choose another path",
+            ));
+        }
+    }
+    wrong
+}

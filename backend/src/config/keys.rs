@@ -1,0 +1,323 @@
+//! The table of keys. It drives the file, `--port`, the API and the flags of `tandem port add`.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::value::{Bad, flag, listed, name, number, octal, text, vlan};
+use super::{PortConfig, SocketRole, SwitchConfig};
+
+/// What a value looks like where everything is text (`--port`, flags).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Text as it is.
+    Text,
+    /// A whole number.
+    Number,
+    /// `true` or `false`; alone, the key means `true`.
+    Flag,
+    /// A list: joined with `+` inside `--port`, with `,` elsewhere.
+    List,
+}
+
+/// One setting of a `T`.
+#[derive(Debug)]
+pub struct Key<T> {
+    /// Its name in the file, in `--port` and in JSON; a flag has hyphens instead.
+    pub name: &'static str,
+    /// What its value looks like as text.
+    pub kind: Kind,
+    /// A word for the value in help texts.
+    pub value: &'static str,
+    /// What it is, in one line.
+    pub help: &'static str,
+    /// Checks the value and stores it.
+    pub(super) set: fn(&mut T, &Value) -> Result<(), Bad>,
+}
+
+/// The settings of a port, in the order they are shown.
+pub static PORT_KEYS: &[Key<PortConfig>] = &[
+    Key {
+        name: "vm",
+        kind: Kind::Text,
+        value: "NAME",
+        help: "VM whose port it is (default: the port's name)",
+        set: |port, value| Ok(port.vm = name(value)?),
+    },
+    Key {
+        name: "switch",
+        kind: Kind::Text,
+        value: "NAME",
+        help: "switch it is on (default: default)",
+        set: |port, value| Ok(port.switch = name(value)?),
+    },
+    Key {
+        name: "socket",
+        kind: Kind::Text,
+        value: "PATH",
+        help: "vhost-user socket, relative to the run directory (default: NAME.sock)",
+        set: |port, value| Ok(port.socket = Some(PathBuf::from(path(value)?))),
+    },
+    Key {
+        name: "socket_role",
+        kind: Kind::Text,
+        value: "ROLE",
+        help: "listen: the VMM connects; connect: the VMM listens (default: listen)",
+        set: |port, value| Ok(port.socket_role = role(value)?),
+    },
+    Key {
+        name: "socket_group",
+        kind: Kind::Text,
+        value: "GROUP",
+        help: "group of the socket, such as kvm",
+        set: |port, value| Ok(port.socket_group = Some(group(value)?)),
+    },
+    Key {
+        name: "socket_permissions",
+        kind: Kind::Text,
+        value: "OCTAL",
+        help: "permissions of the socket (default: 0660)",
+        set: |port, value| Ok(port.socket_permissions = octal(value)?),
+    },
+    Key {
+        name: "tap",
+        kind: Kind::Text,
+        value: "DEVICE",
+        help: "TAP device: the port is the host itself and has no socket",
+        set: |port, value| Ok(port.tap = Some(device(value)?)),
+    },
+    Key {
+        name: "mac",
+        kind: Kind::Text,
+        value: "MAC",
+        help: "MAC address of the VM (default: learned)",
+        set: |port, value| Ok(port.mac = Some(mac(value)?)),
+    },
+    Key {
+        name: "queue_pairs",
+        kind: Kind::Number,
+        value: "N",
+        help: "queue pairs, 1 to 32 (default: 1)",
+        set: |port, value| Ok(port.queue_pairs = number(value, 1..=32)? as u16),
+    },
+    Key {
+        name: "mtu",
+        kind: Kind::Number,
+        value: "BYTES",
+        help: "largest packet, 68 to 65535 (default: 1500)",
+        set: |port, value| Ok(port.mtu = number(value, 68..=65_535)? as u16),
+    },
+    Key {
+        name: "feature_level",
+        kind: Kind::Number,
+        value: "LEVEL",
+        help: "pinned set of features; this version knows level 1 (default: 1)",
+        set: |port, value| Ok(port.feature_level = number(value, 1..=1)? as u32),
+    },
+    Key {
+        name: "failover",
+        kind: Kind::Flag,
+        value: "true|false",
+        help: "whether the guest pairs this NIC with a VF (default: false)",
+        set: |port, value| Ok(port.failover = flag(value)?),
+    },
+    Key {
+        name: "vlan",
+        kind: Kind::Number,
+        value: "VLAN",
+        help: "VLAN of an access port, 1 to 4094 (default: untagged frames only)",
+        set: |port, value| Ok(port.vlan = Some(vlan(value)?)),
+    },
+    Key {
+        name: "trunk_vlans",
+        kind: Kind::List,
+        value: "VLANS",
+        help: "VLANs of a trunk port, such as 10,20-29",
+        set: |port, value| Ok(port.trunk_vlans = Some(trunk(value)?)),
+    },
+    Key {
+        name: "native_vlan",
+        kind: Kind::Number,
+        value: "VLAN",
+        help: "VLAN of a trunk port that goes untagged; one of trunk_vlans",
+        set: |port, value| Ok(port.native_vlan = Some(vlan(value)?)),
+    },
+    Key {
+        name: "storm_limit",
+        kind: Kind::Number,
+        value: "FRAMES",
+        help: "flooded frames accepted each second, 0 for no limit (default: 10000)",
+        set: |port, value| Ok(port.storm_limit = number(value, 0..=u32::MAX.into())? as u32),
+    },
+];
+
+/// The settings of a switch.
+pub static SWITCH_KEYS: &[Key<SwitchConfig>] = &[
+    Key {
+        name: "ageing_seconds",
+        kind: Kind::Number,
+        value: "SECONDS",
+        help: "time until a silent address is forgotten, 10 to 1000000 (default: 300)",
+        set: |switch, value| Ok(switch.ageing_seconds = number(value, 10..=1_000_000)? as u32),
+    },
+    Key {
+        name: "mac_limit",
+        kind: Kind::Number,
+        value: "N",
+        help: "addresses it remembers, 64 to 1048576 (default: 16384)",
+        set: |switch, value| Ok(switch.mac_limit = number(value, 64..=1_048_576)? as u32),
+    },
+];
+
+/// Finds a key by its name.
+///
+/// # Errors
+/// The reason and the nearest known key, or all of them.
+pub(super) fn find<T>(keys: &'static [Key<T>], name: &str) -> Result<&'static Key<T>, Bad> {
+    keys.iter().find(|key| key.name == name).ok_or_else(|| {
+        let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
+        Bad::new("there is no such key", nearest(name, &known))
+    })
+}
+
+/// A remedy for a misspelt word: the nearest known one, or all of them.
+pub(super) fn nearest(word: &str, known: &[&str]) -> String {
+    let word = word.to_ascii_lowercase().replace('-', "_");
+    let distance = |other: &&str| strsim::damerau_levenshtein(&word, other);
+    match known.iter().map(|other| (distance(other), other)).min() {
+        Some((distance, other)) if distance <= 1 + other.len() / 4 => {
+            format!("did you mean {other}?")
+        }
+        _ => format!("known: {}", known.join(", ")),
+    }
+}
+
+fn path(value: &Value) -> Result<&str, Bad> {
+    match text(value)? {
+        path if path.contains('\0') => Err(Bad::new("a path has no NUL byte", "remove it")),
+        path if path.ends_with('/') => Err(Bad::new(
+            format!("{path:?} is a directory"),
+            "name the socket in it",
+        )),
+        path => Ok(path),
+    }
+}
+
+fn role(value: &Value) -> Result<SocketRole, Bad> {
+    match text(value)? {
+        "listen" => Ok(SocketRole::Listen),
+        "connect" => Ok(SocketRole::Connect),
+        other => Err(Bad::new(
+            format!("{other:?} is no role"),
+            "say listen (the VMM connects) or connect (the VMM listens)",
+        )),
+    }
+}
+
+fn group(value: &Value) -> Result<String, Bad> {
+    match text(value)? {
+        group
+            if group
+                .chars()
+                .any(|c| c == ':' || c.is_whitespace() || c.is_control()) =>
+        {
+            Err(Bad::new(
+                format!("{group:?} is no group name"),
+                "name one group of this host",
+            ))
+        }
+        group => Ok(group.to_owned()),
+    }
+}
+
+/// A netdev's name as Linux takes it (`dev_valid_name` in net/core/dev.c), and no `%`, which it
+/// would replace by a number.
+fn device(value: &Value) -> Result<String, Bad> {
+    let device = text(value)?;
+    let odd = |c: char| matches!(c, '/' | ':' | '%') || !c.is_ascii_graphic();
+    if device.len() > 15 {
+        let reason = format!("{device:?} has {} bytes", device.len());
+        return Err(Bad::new(reason, "a device's name has at most 15"));
+    }
+    if matches!(device, "." | "..") || device.chars().any(odd) {
+        let remedy = "use letters, digits, hyphens, such as tandem0";
+        return Err(Bad::new(
+            format!("{device:?} cannot be a device's name"),
+            remedy,
+        ));
+    }
+    Ok(device.to_owned())
+}
+
+fn mac(value: &Value) -> Result<tandem_virtio_net::wire::ethernet::MacAddr, Bad> {
+    let text = text(value)?;
+    let example = "write one station's address, such as 52:54:00:12:34:56";
+    let mac: tandem_virtio_net::wire::ethernet::MacAddr = text
+        .parse()
+        .map_err(|_| Bad::new(format!("{text:?} is not a MAC address"), example))?;
+    if mac.is_multicast() {
+        return Err(Bad::new(format!("{mac} is a group address"), example));
+    }
+    if !mac.is_unicast() {
+        return Err(Bad::new(format!("{mac} is no station's address"), example));
+    }
+    Ok(mac)
+}
+
+fn trunk(value: &Value) -> Result<super::VlanList, Bad> {
+    let remedy = "write VLANs and ranges from 1 to 4094, such as \"10,20-29\"";
+    listed(value, remedy)?
+        .parse()
+        .map_err(|reason: String| Bad::new(reason, remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_a_field_of_the_json_object_and_the_other_way_round() {
+        let port = serde_json::to_value(PortConfig::new("web1")).unwrap();
+        let mut fields: Vec<&str> = port
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let mut keys: Vec<&str> = PORT_KEYS.iter().map(|key| key.name).collect();
+        keys.push("name");
+        fields.sort_unstable();
+        keys.sort_unstable();
+        assert_eq!(keys, fields);
+        let switch = serde_json::to_value(SwitchConfig::default()).unwrap();
+        assert!(SWITCH_KEYS.iter().all(|key| switch.get(key.name).is_some()));
+    }
+
+    #[test]
+    fn help_names_the_defaults() {
+        let port = serde_json::to_value(PortConfig::new("NAME")).unwrap();
+        for key in PORT_KEYS {
+            let default = match &port[key.name] {
+                Value::Null => continue,
+                Value::String(text) if key.name == "vm" => {
+                    assert_eq!(text, "NAME");
+                    continue;
+                }
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let expected = format!("(default: {default})");
+            assert!(key.help.ends_with(&expected), "{}: {}", key.name, key.help);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_word_gets_the_nearest() {
+        assert_eq!(
+            nearest("queue-pairs", &["mtu", "queue_pairs"]),
+            "did you mean queue_pairs?"
+        );
+        assert_eq!(nearest("mut", &["mtu", "mac"]), "did you mean mtu?");
+        assert_eq!(nearest("bandwidth", &["mtu", "mac"]), "known: mtu, mac");
+    }
+}

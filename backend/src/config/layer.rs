@@ -1,0 +1,176 @@
+//! Settings of one port as one source gives them: keys with values, and the place of each.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::keys::{self, Key, Kind, PORT_KEYS};
+use super::value::{self, Bad};
+use super::{Origin, PortConfig, Problem};
+use crate::control::{Refused, RefusedKind};
+
+/// One key and its value.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) key: &'static Key<PortConfig>,
+    pub(super) value: Value,
+    /// Where a user finds it.
+    pub(super) place: String,
+}
+
+/// What one source says of one port.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub(super) name: String,
+    pub(super) origin: Origin,
+    pub(super) place: String,
+    pub(super) settings: Vec<Setting>,
+}
+
+impl Bad {
+    pub(super) fn refused(self, key: Option<&str>) -> Refused {
+        let refused = Refused::new(RefusedKind::Invalid, self.reason, self.remedy);
+        match key {
+            Some(key) => refused.about(key),
+            None => refused,
+        }
+    }
+
+    pub(super) fn at(self, place: &str, key: Option<&str>) -> Problem {
+        Problem {
+            place: place.to_owned(),
+            refused: self.refused(key),
+        }
+    }
+}
+
+impl Layer {
+    /// The port's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads what follows `--port`: `NAME[,key=value…]`, lists joined with `+`.
+    ///
+    /// # Errors
+    /// All that is wrong with keys and names; values are checked by [`super::build`].
+    pub fn from_line(line: &str) -> Result<Self, Vec<Problem>> {
+        let mut words = line.split(',');
+        let name = words.next().unwrap_or_default();
+        let mut layer = Self::empty(name, Origin::CommandLine, format!("--port {name}"))?;
+        let mut problems = Vec::new();
+        for word in words {
+            let (key, text) = match word.split_once('=') {
+                Some((key, text)) => (key, Some(text)),
+                None => (word, None),
+            };
+            if let Err(bad) = layer.add_text(key, text) {
+                problems.push(bad.at(&layer.place, Some(key)));
+            }
+        }
+        if problems.is_empty() {
+            Ok(layer)
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// Reads the keys of a JSON object; `null` means that a key is not given.
+    ///
+    /// # Errors
+    /// All that is wrong with keys and the name; values are checked by [`super::build`].
+    pub fn from_json(
+        name: &str,
+        origin: Origin,
+        place: &str,
+        object: &Map<String, Value>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut layer = Self::empty(name, origin, place.to_owned())?;
+        let mut problems = Vec::new();
+        for (key, value) in object.iter().filter(|(_, value)| !value.is_null()) {
+            match keys::find(PORT_KEYS, key) {
+                Ok(key) => layer.push(key, value.clone(), place.to_owned()),
+                Err(bad) => problems.push(bad.at(place, Some(key))),
+            }
+        }
+        if problems.is_empty() {
+            Ok(layer)
+        } else {
+            Err(problems)
+        }
+    }
+
+    pub(super) fn empty(name: &str, origin: Origin, place: String) -> Result<Self, Vec<Problem>> {
+        value::check_name(name).map_err(|bad| vec![bad.at(&place, Some("name"))])?;
+        Ok(Self {
+            name: name.to_owned(),
+            origin,
+            place,
+            settings: Vec::new(),
+        })
+    }
+
+    pub(super) fn push(&mut self, key: &'static Key<PortConfig>, value: Value, place: String) {
+        self.settings.push(Setting { key, value, place });
+    }
+
+    /// Adds a setting whose value is text.
+    fn add_text(&mut self, key: &str, text: Option<&str>) -> Result<(), Bad> {
+        let key = keys::find(PORT_KEYS, key)?;
+        if self.settings.iter().any(|other| other.key.name == key.name) {
+            return Err(Bad::new(
+                "it is given twice",
+                "give it once; lists join with +",
+            ));
+        }
+        let joined = match (key.kind, text) {
+            (Kind::List, Some(text)) => Some(text.replace('+', ",")),
+            (_, text) => text.map(str::to_owned),
+        };
+        let value = value::from_text(key.kind, joined.as_deref())?;
+        self.push(key, value, self.place.clone());
+        Ok(())
+    }
+
+    /// The settings as a JSON object.
+    pub fn to_json(&self) -> Map<String, Value> {
+        self.settings
+            .iter()
+            .map(|s| (s.key.name.to_owned(), s.value.clone()))
+            .collect()
+    }
+
+    /// Applies the settings to `port`, each checked by itself.
+    pub(super) fn apply(&self, port: &mut PortConfig, problems: &mut Vec<Problem>) {
+        for Setting { key, value, place } in &self.settings {
+            match (key.set)(port, value) {
+                Ok(()) => {
+                    port.origin.insert(key.name, self.origin);
+                }
+                Err(bad) => problems.push(bad.at(place, Some(key.name))),
+            }
+        }
+    }
+}
+
+/// The value of the flag for `key`, as JSON.
+///
+/// # Errors
+/// The reason, in words, if there is no such key or its value is missing.
+pub fn flag_value(key: &'static Key<PortConfig>, text: Option<&str>) -> Result<Value, Refused> {
+    value::from_text(key.kind, text).map_err(|bad| bad.refused(Some(key.name)))
+}
+
+/// Layers of one port by key, for [`super::build`].
+pub(super) fn place_of<'a>(layers: &[&'a Layer], key: Option<&str>) -> &'a str {
+    let settings = layers.iter().rev().flat_map(|layer| &layer.settings);
+    let mut named = settings.filter(|setting| Some(setting.key.name) == key);
+    match (named.next(), layers.last()) {
+        (Some(setting), _) => &setting.place,
+        (None, Some(layer)) => &layer.place,
+        (None, None) => "",
+    }
+}
+
+/// Ports over the API: settings that replace what the file says, or `None` for a removed port.
+pub type Overlay = BTreeMap<String, Option<Layer>>;
