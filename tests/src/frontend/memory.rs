@@ -124,11 +124,6 @@ impl GuestRam {
         taken
     }
 
-    /// Skips the allocator of `region` to `gpa`: to place a buffer at a boundary.
-    pub fn alloc_from(&self, region: usize, gpa: u64) {
-        self.regions[region].next_free.store(gpa, Ordering::Relaxed);
-    }
-
     /// Cuts the file of `region` to `len` bytes. What lies beyond must not be touched afterwards,
     /// here or in the back-end.
     pub fn truncate(&self, region: usize, len: u64) -> Result<()> {

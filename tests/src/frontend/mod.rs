@@ -5,11 +5,13 @@
 //! * [`wire`]: any message at all;
 //! * [`memory`]: guest memory and the dirty log;
 //! * [`driver`]: rings, buffers, and a [`driver::Nic`] to send and receive with;
-//! * [`frames`]: frames to send and an independent check of those received.
+//! * [`frames`]: frames to send and an independent check of those received;
+//! * [`rig`]: a daemon to try it all on.
 
 pub mod driver;
 pub mod frames;
 pub mod memory;
+pub mod rig;
 pub mod session;
 pub mod spec;
 pub mod wire;

@@ -136,7 +136,11 @@ impl Session {
                     | VhostUserProtocolFeatures::DEVICE_STATE,
             )?;
             if pair == 0 && self.protocol.contains(VhostUserProtocolFeatures::MQ) {
-                self.queue_num = self.frontend.get_queue_num()?;
+                // QEMU takes the number of rings for the number of pairs, and so may use more than
+                // there are; `Frontend` would not let it.
+                let reply = self.wire.ask(request::GET_QUEUE_NUM, 0, &[])?;
+                self.queue_num = reply.number()?;
+                ensure!(self.queue_num >= self.pairs as u64, "too many queue pairs");
             }
             if self.has_slots() {
                 self.frontend.get_max_mem_slots()?;

@@ -37,8 +37,10 @@ pub struct Config {
     pub queue_size: u16,
     /// Queue pairs.
     pub pairs: usize,
-    /// Guest memory; rings lie in the first region, buffers in the last.
+    /// Guest memory; rings lie in the first region.
     pub regions: Vec<RegionSpec>,
+    /// The region buffers lie in; the last if `None`.
+    pub buffer_region: Option<usize>,
     /// How transmitted frames lie in descriptors.
     pub layout: Layout,
     /// Receive buffers; `None` picks what the features need.
@@ -57,6 +59,7 @@ impl Default for Config {
             queue_size: 256,
             pairs: 1,
             regions: vec![RegionSpec::new(0, 256 << 20)],
+            buffer_region: None,
             layout: Layout::Together,
             receive: None,
             transmit: (64, 66 << 10),
@@ -152,13 +155,14 @@ impl Nic {
             features & !offered
         );
         self.features = features;
-        let last = self.ram.regions() - 1;
+        let region = self.config.buffer_region;
+        let region = region.unwrap_or(self.ram.regions() - 1);
         let size = self.config.queue_size;
         let indirect = features & spec::INDIRECT != 0;
         self.pairs = (0..self.config.pairs)
             .map(|_| {
-                let rx = Queue::new(&self.ram, last, size, features, indirect)?;
-                let mut tx = Queue::new(&self.ram, last, size, features, indirect)?;
+                let rx = Queue::new(&self.ram, region, size, features, indirect)?;
+                let mut tx = Queue::new(&self.ram, region, size, features, indirect)?;
                 tx.add_transmit_slots(self.config.transmit.0, self.config.transmit.1);
                 Ok(Pair { rx, tx })
             })
@@ -279,6 +283,13 @@ impl Nic {
         let layout = self.config.layout;
         let tx = &mut self.pairs[pair].tx;
         tx.queue_frame(hdr, frame, layout);
+        tx.ring_bell();
+    }
+
+    /// Sends a frame from a buffer at `gpa`, which the caller chose.
+    pub fn send_across(&mut self, gpa: u64, frame: &[u8]) {
+        let tx = &mut self.pairs[0].tx;
+        tx.queue_frame_at(gpa, frame);
         tx.ring_bell();
     }
 

@@ -217,6 +217,17 @@ impl Queue {
         self.give(slot, false);
     }
 
+    /// Makes a frame available that lies, behind its header, in one descriptor at `gpa`.
+    pub fn queue_frame_at(&mut self, gpa: u64, frame: &[u8]) {
+        let slot = self.free_slot(1);
+        let mut bytes = vec![0; NetHdr::len_for(self.features)];
+        bytes.extend_from_slice(frame);
+        self.ram.write(gpa, &bytes);
+        let len = bytes.len() as u32;
+        self.slots[slot].pieces = vec![Piece { gpa, len }];
+        self.give(slot, false);
+    }
+
     /// A slot to transmit from and `descriptors` free in the ring; waits for the device if need be.
     fn free_slot(&mut self, descriptors: usize) -> usize {
         self.reclaim();

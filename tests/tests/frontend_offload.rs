@@ -1,0 +1,321 @@
+//! Offloads: every kind of frame a sender may hand over, to every kind of
+//! receiver. A receiver gets no more than it negotiated; payload, lengths and
+//! checksums are judged by an independent reading of the frames.
+
+use anyhow::Result;
+use tandem_tests::frontend::driver::{Config, Nic};
+use tandem_tests::frontend::frames::{Judge, Offload, Shape, mac, numbered, payload};
+use tandem_tests::frontend::rig::Rig;
+use tandem_tests::frontend::spec::{self, NetHdr};
+
+const A: [u8; 6] = mac(1);
+const B: [u8; 6] = mac(2);
+
+/// Everything a sender may be.
+const ALL_HOST: u64 =
+    spec::CSUM | spec::HOST_TSO4 | spec::HOST_TSO6 | spec::HOST_ECN | spec::HOST_USO;
+
+/// Every kind of frame, with the lengths where cutting goes wrong.
+fn shapes() -> Vec<Shape> {
+    let mut all = Vec::new();
+    for v6 in [false, true] {
+        for udp in [false, true] {
+            let plain = Shape {
+                v6,
+                udp,
+                ecn: false,
+                offload: Offload::None,
+                len: 1000,
+            };
+            all.push(plain);
+            all.push(Shape { len: 0, ..plain });
+            for len in [0, 1, 1399, 1400] {
+                let offload = Offload::Checksum;
+                all.push(Shape {
+                    offload,
+                    len,
+                    ..plain
+                });
+            }
+            for (size, len) in [(1400, 1401), (1448, 14480), (1448, 40_001), (536, 5000)] {
+                let offload = Offload::Segment(size);
+                all.push(Shape {
+                    offload,
+                    len,
+                    ..plain
+                });
+                if !udp {
+                    all.push(Shape {
+                        offload,
+                        len,
+                        ecn: true,
+                        ..plain
+                    });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Every set of receive offloads a driver may negotiate (virtio 1.2, 5.1.3.1: TSO and USO require
+/// GUEST_CSUM, ECN requires a TSO).
+fn receivers() -> Vec<u64> {
+    let tso = spec::GUEST_TSO4 | spec::GUEST_TSO6;
+    let uso = spec::GUEST_USO4 | spec::GUEST_USO6;
+    let mut all = vec![0, spec::GUEST_CSUM];
+    for tso in [0, spec::GUEST_TSO4, spec::GUEST_TSO6, tso] {
+        for ecn in [0, spec::GUEST_ECN] {
+            for uso in [0, uso] {
+                if tso | uso != 0 && (ecn == 0 || tso != 0) {
+                    all.push(spec::GUEST_CSUM | tso | ecn | uso);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Sends one frame of `shape` and judges what arrives.
+fn cross(a: &mut Nic, b: &mut Nic, shape: Shape, seed: u32) {
+    let bytes = payload(seed, shape.len);
+    let (hdr, frame) = shape.build(A, B, &bytes);
+    a.send(hdr, &frame);
+    let mut judge = Judge::new(shape, A, B, &bytes);
+    while !judge.is_complete() {
+        let (hdr, frame) = b.recv();
+        judge.take(&hdr, &frame);
+    }
+    let wants = shape.receiver_features();
+    if b.features & wants == wants {
+        assert_eq!(
+            judge.frames(),
+            1,
+            "{shape:?} travels whole to who can take it"
+        );
+    }
+}
+
+/// Every shape to one kind of receiver.
+fn all_shapes_to(receiver: u64, ring: u64) -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let mut a = rig.nic("a", &Config::with(ALL_HOST | ring))?;
+    let mut b = rig.nic("b", &Config::with(receiver | ring))?;
+    let shapes = shapes();
+    for (i, shape) in shapes.iter().enumerate() {
+        cross(&mut a, &mut b, *shape, i as u32);
+    }
+    let counters = rig.settled()?;
+    assert_eq!(counters.ports["a"].from_vm, shapes.len() as u64);
+    assert_eq!(counters.ports["a"].drops() + counters.ports["b"].drops(), 0);
+    let cut = counters.switch("segmented_frames");
+    let whole = counters.ports["b"].to_vm - counters.switch("segments");
+    assert_eq!(cut + whole, shapes.len() as u64, "each once, whole or cut");
+    Ok(())
+}
+
+/// Every receiver, so many at once as there are kinds of buffers and rings.
+macro_rules! receivers {
+    ($($name:ident: $ring:expr;)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            receivers().into_iter().try_for_each(|receiver| all_shapes_to(receiver, $ring))
+        }
+    )*};
+}
+
+receivers! {
+    every_receiver_chained: 0;
+    every_receiver_mergeable: spec::MRG_RXBUF;
+    every_receiver_packed: spec::RING_PACKED | spec::MRG_RXBUF | spec::EVENT_IDX;
+    every_receiver_packed_indirect: spec::RING_PACKED | spec::INDIRECT;
+}
+
+/// Every set of sender offloads sends what it may, to receivers from nothing to everything.
+#[test]
+fn every_sender() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let tso = [
+        0,
+        spec::HOST_TSO4,
+        spec::HOST_TSO6,
+        spec::HOST_TSO4 | spec::HOST_TSO6,
+    ];
+    let mut senders = vec![0, spec::CSUM];
+    for tso in tso {
+        for ecn in [0, spec::HOST_ECN] {
+            for uso in [0, spec::HOST_USO] {
+                if tso | uso != 0 && (ecn == 0 || tso != 0) {
+                    senders.push(spec::CSUM | tso | ecn | uso);
+                }
+            }
+        }
+    }
+    let all = receivers();
+    for receiver in [all[0], all[1], all[all.len() - 1]] {
+        let mut b = rig.nic("b", &Config::with(receiver | spec::MRG_RXBUF))?;
+        for &sender in &senders {
+            let mut a = rig.nic("a", &Config::with(sender))?;
+            for (i, shape) in shapes().iter().enumerate() {
+                let needs = shape.sender_features();
+                if sender & needs == needs {
+                    cross(&mut a, &mut b, *shape, i as u32);
+                }
+            }
+            drop(a);
+            rig.wait_disconnected("a")?;
+        }
+        drop(b);
+        rig.wait_disconnected("b")?;
+    }
+    let counters = rig.settled()?;
+    assert_eq!(counters.ports["a"].drops() + counters.ports["b"].drops(), 0);
+    Ok(())
+}
+
+/// The largest frame IPv4 allows, to receivers that take it whole, in pieces, and cut.
+#[test]
+fn largest_frame() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    for v6 in [false, true] {
+        let shape = Shape {
+            v6,
+            udp: false,
+            ecn: false,
+            offload: Offload::Segment(1448),
+            len: if v6 { 65_535 - 20 } else { 65_535 - 40 },
+        };
+        let whole = spec::GUEST_CSUM | spec::GUEST_TSO4 | spec::GUEST_TSO6;
+        for receiver in [0, whole, spec::MRG_RXBUF, whole | spec::MRG_RXBUF] {
+            let mut a = rig.nic("a", &Config::with(ALL_HOST))?;
+            let mut b = rig.nic("b", &Config::with(receiver))?;
+            cross(&mut a, &mut b, shape, 7);
+            drop((a, b));
+            rig.wait_disconnected("a")?;
+            rig.wait_disconnected("b")?;
+        }
+    }
+    let counters = rig.settled()?;
+    assert_eq!(counters.ports["b"].drops(), 0);
+    Ok(())
+}
+
+/// One large frame flooded to receivers that differ: each gets it its own way.
+#[test]
+fn flooded_to_different_receivers() -> Result<()> {
+    let rig = Rig::new(&["a", "b", "c", "d"])?;
+    let mut a = rig.nic("a", &Config::with(ALL_HOST))?;
+    let whole = spec::GUEST_CSUM | spec::GUEST_TSO4 | spec::GUEST_TSO6;
+    let kinds = [
+        0,
+        spec::GUEST_CSUM | spec::MRG_RXBUF,
+        whole | spec::MRG_RXBUF,
+    ];
+    let mut others = Vec::new();
+    for (port, kind) in ["b", "c", "d"].into_iter().zip(kinds) {
+        others.push(rig.nic(port, &Config::with(kind))?);
+    }
+    for shape in shapes() {
+        let bytes = payload(3, shape.len);
+        let (hdr, frame) = shape.build(A, B, &bytes);
+        a.send(hdr, &frame);
+        for nic in &mut others {
+            let mut judge = Judge::new(shape, A, B, &bytes);
+            while !judge.is_complete() {
+                let (hdr, frame) = nic.recv();
+                judge.take(&hdr, &frame);
+            }
+        }
+    }
+    let counters = rig.settled()?;
+    assert_eq!(counters.switch("flooded"), shapes().len() as u64);
+    assert_eq!(counters.switch("copies"), 3 * shapes().len() as u64);
+    Ok(())
+}
+
+/// Headers that lie: each is dropped and counted on its sender, and the next good frame passes.
+#[test]
+fn lying_headers() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let mut a = rig.nic("a", &Config::with(ALL_HOST))?;
+    let mut b = rig.nic("b", &Config::with(0))?;
+    let shape = Shape {
+        v6: false,
+        udp: false,
+        ecn: false,
+        offload: Offload::Segment(1000),
+        len: 3000,
+    };
+    let (good, frame) = shape.build(A, B, &payload(1, 3000));
+    let lies = [
+        NetHdr {
+            csum_start: 5000,
+            ..good
+        },
+        NetHdr {
+            csum_start: u16::MAX,
+            csum_offset: u16::MAX,
+            ..good
+        },
+        NetHdr {
+            csum_offset: 2965,
+            ..good
+        },
+        NetHdr {
+            gso_type: 0x55,
+            ..good
+        },
+        NetHdr {
+            gso_type: spec::GSO_TCPV6,
+            ..good
+        },
+        NetHdr {
+            gso_type: spec::GSO_UDP_L4,
+            ..good
+        },
+        NetHdr {
+            gso_size: 0,
+            ..good
+        },
+        NetHdr {
+            gso_size: 1,
+            ..good
+        },
+        NetHdr { flags: 0, ..good },
+    ];
+    for (i, lie) in lies.iter().enumerate() {
+        a.send(*lie, &frame);
+        a.send_plain(&numbered(A, B, i as u64));
+        let (_, next) = b.recv();
+        assert_eq!(next, numbered(A, B, i as u64), "after {lie:?}");
+    }
+    let counters = rig.settled()?;
+    let drops = counters.ports["a"].from_vm_drops.get("bad_vnet_header");
+    assert_eq!(drops, Some(&(lies.len() as u64)), "{counters:#?}");
+    Ok(())
+}
+
+/// What the sender did not negotiate it may not use.
+#[test]
+fn offload_not_negotiated() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let mut a = rig.nic("a", &Config::with(0))?;
+    let mut b = rig.nic("b", &Config::with(spec::MRG_RXBUF))?;
+    let shape = Shape {
+        v6: false,
+        udp: false,
+        ecn: false,
+        offload: Offload::Segment(1000),
+        len: 3000,
+    };
+    let (hdr, frame) = shape.build(A, B, &payload(1, 3000));
+    a.send(hdr, &frame);
+    a.send_plain(&numbered(A, B, 1));
+    assert_eq!(b.recv().1, numbered(A, B, 1));
+    let counters = rig.settled()?;
+    assert_eq!(
+        counters.ports["a"].from_vm_drops.get("bad_vnet_header"),
+        Some(&1)
+    );
+    Ok(())
+}
