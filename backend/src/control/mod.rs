@@ -1,7 +1,11 @@
 //! The seam between what a user asks for and what does it.
 
+mod ports;
+
 use crate::config::PortConfig;
 use crate::status::{PortStatus, SwitchesStatus};
+
+pub use ports::{Control, Put, Setup};
 
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,323 @@
+//! The ports as a whole: what is configured, what runs, and what is saved, kept in step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+
+use super::{Engine, Refused, RefusedKind};
+use crate::config::{
+    Config, Layer, Origin, Overlay, PORT_KEYS, PortConfig, SwitchConfig, build_port,
+};
+use crate::status::{Port, PortState, PortStatus, PortsTotal, Status};
+use crate::store::Store;
+
+/// What a [`Control`] is made of.
+pub struct Setup {
+    /// The running switch, without ports.
+    pub engine: Arc<dyn Engine>,
+    /// What to begin with.
+    pub config: Config,
+    /// Ports that the configuration file names.
+    pub file_ports: BTreeSet<String>,
+    /// What was set over the API before.
+    pub overlay: Overlay,
+    /// Where that is saved.
+    pub store: Store,
+    /// Where sockets are; absolute.
+    pub run_dir: PathBuf,
+}
+
+/// What a successful [`Control::put`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// There was no such port.
+    Created,
+    /// There was one; it has the new settings.
+    Replaced,
+}
+
+/// Changes ports one at a time, each whole or not at all, and answers questions about them.
+pub struct Control {
+    engine: Arc<dyn Engine>,
+    switches: BTreeMap<String, SwitchConfig>,
+    file_ports: BTreeSet<String>,
+    store: Store,
+    run_dir: PathBuf,
+    started: Instant,
+    /// Held for the whole of a change, so that changes come one after the other.
+    overlay: Mutex<Overlay>,
+    /// Held for moments only, so that questions are answered while a change is made.
+    ports: RwLock<BTreeMap<String, PortConfig>>,
+}
+
+impl Control {
+    /// Makes the ports of the configuration.
+    ///
+    /// # Errors
+    /// The first port that could not be made, by name, and why; then none is left.
+    pub fn start(setup: Setup) -> Result<Self, (String, Refused)> {
+        let Setup {
+            engine,
+            config,
+            file_ports,
+            overlay,
+            store,
+            run_dir,
+        } = setup;
+        let control = Self {
+            engine,
+            switches: config.switches,
+            file_ports,
+            store,
+            run_dir,
+            started: Instant::now(),
+            overlay: Mutex::new(overlay),
+            ports: RwLock::default(),
+        };
+        for (name, port) in config.ports {
+            if let Err(refused) = control.engine.add_port(&port) {
+                control.stop();
+                return Err((name, refused));
+            }
+            log::info!("port {name}: added, {}", control.whereabouts(&port));
+            control.write().insert(name, port);
+        }
+        Ok(control)
+    }
+
+    /// Ends all ports; their sockets are gone when this returns.
+    pub fn stop(&self) {
+        let _change = self.change();
+        let ports = std::mem::take(&mut *self.write());
+        for name in ports.keys() {
+            if let Err(refused) = self.engine.remove_port(name) {
+                log::error!("port {name}: {refused}");
+            }
+        }
+    }
+
+    /// Makes the port `name` with just these settings, in place of one of that name unless
+    /// `create_only`. Saved before this returns.
+    ///
+    /// # Errors
+    /// All that is wrong with the settings, or why the port could not be made; then nothing changed.
+    /// A port that exists in spite of `create_only` is a `Conflict` about `name`.
+    pub fn put(
+        &self,
+        name: &str,
+        settings: &Map<String, Value>,
+        create_only: bool,
+    ) -> Result<Put, Vec<Refused>> {
+        let mut overlay = self.change();
+        let old = self.read().get(name).cloned();
+        if old.is_some() && create_only {
+            let reason = format!("there is a port {name} already");
+            let refused = Refused::new(RefusedKind::Conflict, reason, "choose another name");
+            return Err(vec![refused.about("name")]);
+        }
+        let layer = Layer::from_json(name, Origin::Api, "", settings);
+        let built = layer.and_then(|layer| {
+            let port = build_port(&layer, &self.switches, &self.read(), &self.run_dir)?;
+            Ok((layer, port))
+        });
+        let (layer, new) = built.map_err(|problems| {
+            problems
+                .into_iter()
+                .map(|problem| problem.refused)
+                .collect::<Vec<_>>()
+        })?;
+        self.exchange(old.as_ref(), Some(&new))
+            .map_err(|refused| vec![refused])?;
+        let saved = overlay.insert(name.to_owned(), Some(layer));
+        if let Err(refused) = self.store.save(&overlay) {
+            restore(&mut overlay, name, saved);
+            self.roll_back(Some(&new), old.as_ref());
+            return Err(vec![refused]);
+        }
+        let put = if old.is_some() {
+            Put::Replaced
+        } else {
+            Put::Created
+        };
+        let verb = if put == Put::Created {
+            "added"
+        } else {
+            "changed"
+        };
+        log::info!(
+            "port {name}: {verb} over the API, {}",
+            self.whereabouts(&new)
+        );
+        self.write().insert(name.to_owned(), new);
+        Ok(put)
+    }
+
+    /// Ends the port `name`, for good: one of the configuration file stays away, too. One of the
+    /// command line comes back with the command line.
+    ///
+    /// # Errors
+    /// `NotFound`, or why it could not be saved; then nothing changed.
+    pub fn remove(&self, name: &str) -> Result<(), Refused> {
+        let mut overlay = self.change();
+        let old = self
+            .read()
+            .get(name)
+            .cloned()
+            .ok_or_else(|| not_found(name))?;
+        let mut next = overlay.clone();
+        next.remove(name);
+        if self.file_ports.contains(name) {
+            next.insert(name.to_owned(), None);
+        }
+        self.exchange(Some(&old), None)?;
+        if let Err(refused) = self.store.save(&next) {
+            self.roll_back(None, Some(&old));
+            return Err(refused);
+        }
+        *overlay = next;
+        self.write().remove(name);
+        log::info!("port {name}: removed over the API");
+        Ok(())
+    }
+
+    /// All ports, by name.
+    pub fn ports(&self) -> Vec<Port> {
+        let mut running: BTreeMap<String, PortStatus> = self
+            .engine
+            .ports()
+            .into_iter()
+            .map(|port| (port.name.clone(), port))
+            .collect();
+        let ports = self.read();
+        let both = ports
+            .values()
+            .map(|config| self.port_of(config, running.remove(&config.name)));
+        both.collect()
+    }
+
+    /// One port.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn port(&self, name: &str) -> Result<Port, Refused> {
+        let config = self
+            .read()
+            .get(name)
+            .cloned()
+            .ok_or_else(|| not_found(name))?;
+        Ok(self.port_of(&config, self.engine.port(name)))
+    }
+
+    /// The whole.
+    pub fn status(&self) -> Status {
+        let running = self.engine.ports();
+        let ports = self.read();
+        let vms: BTreeSet<&str> = ports.values().map(|port| port.vm.as_str()).collect();
+        let up = running
+            .iter()
+            .filter(|port| port.state == PortState::Up)
+            .count();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            run_dir: self.run_dir.display().to_string(),
+            switches: self.engine.status(),
+            ports: PortsTotal {
+                total: ports.len() as u32,
+                up: up as u32,
+            },
+            vms: vms.len() as u32,
+        }
+    }
+
+    /// Puts `new` in the place of `old` in the engine. An error leaves `old`. Settings that are the
+    /// same by value leave the running port alone.
+    fn exchange(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
+        if let (Some(old), Some(new)) = (old, new)
+            && same(old, new)
+        {
+            return Ok(());
+        }
+        if let Some(old) = old
+            && let Err(refused) = self.engine.remove_port(&old.name)
+            && refused.kind != RefusedKind::NotFound
+        {
+            return Err(refused);
+        }
+        let Some(new) = new else { return Ok(()) };
+        self.engine.add_port(new).inspect_err(|_| {
+            if let Some(old) = old
+                && let Err(refused) = self.engine.add_port(old)
+            {
+                log::error!("port {}: lost in a change that failed: {refused}", old.name);
+            }
+        })
+    }
+
+    fn roll_back(&self, new: Option<&PortConfig>, old: Option<&PortConfig>) {
+        if let Err(refused) = self.exchange(new, old) {
+            let name = new.or(old).map_or("", |port| &port.name);
+            log::error!("port {name}: a change could not be taken back: {refused}");
+        }
+    }
+
+    fn port_of(&self, config: &PortConfig, running: Option<PortStatus>) -> Port {
+        let set = |key| config.origin.get(key).copied().unwrap_or(Origin::Default);
+        let mut shown = config.clone();
+        shown.socket = config.socket_path(&self.run_dir);
+        Port {
+            config: shown,
+            origin: PORT_KEYS
+                .iter()
+                .map(|key| (key.name, set(key.name)))
+                .collect(),
+            // A port between two settings is not running for a moment.
+            running: running.unwrap_or_else(|| PortStatus {
+                reason: Some("it is being changed; ask again".to_owned()),
+                ..PortStatus::default()
+            }),
+        }
+    }
+
+    fn whereabouts(&self, port: &PortConfig) -> String {
+        match (&port.tap, port.socket_path(&self.run_dir)) {
+            (Some(tap), _) => format!("TAP {tap}"),
+            (None, Some(path)) => format!("socket {}", path.display()),
+            (None, None) => "an inherited socket".to_owned(),
+        }
+    }
+
+    fn change(&self) -> MutexGuard<'_, Overlay> {
+        self.overlay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, PortConfig>> {
+        self.ports.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, PortConfig>> {
+        self.ports.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether two configurations ask for the same port, whoever asked.
+fn same(old: &PortConfig, new: &PortConfig) -> bool {
+    let inherited = |port: &PortConfig| port.socket_fd.is_some();
+    inherited(old) == inherited(new)
+        && serde_json::to_value(old).ok() == serde_json::to_value(new).ok()
+}
+
+fn restore(overlay: &mut Overlay, name: &str, saved: Option<Option<Layer>>) {
+    match saved {
+        Some(layer) => drop(overlay.insert(name.to_owned(), layer)),
+        None => drop(overlay.remove(name)),
+    }
+}
+
+fn not_found(name: &str) -> Refused {
+    let reason = format!("there is no port {name}");
+    Refused::new(RefusedKind::NotFound, reason, "see tandem port list").about("name")
+}

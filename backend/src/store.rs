@@ -1,0 +1,261 @@
+//! What was set over the API, kept in the state directory so that it survives a restart.
+//!
+//! One small JSON file: `{"version":1,"ports":{"web1":{"mtu":9000},"old":null}}`, where `null` is a
+//! port of the configuration file that was removed. It is replaced as a whole: written beside,
+//! synced, renamed, and the directory synced, so that after a power cut there is the old file or
+//! the new one. What cannot be read is never guessed at.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::{Layer, Origin, Overlay, Problem};
+use crate::control::{Refused, RefusedKind};
+
+/// The version of the format that is written.
+const VERSION: u64 = 1;
+
+/// The file of ports in a state directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    path: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    version: u64,
+    ports: BTreeMap<String, Option<Map<String, Value>>>,
+}
+
+impl Store {
+    /// The store in `state_dir`, which exists.
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            dir: state_dir.to_owned(),
+            path: state_dir.join("ports.json"),
+        }
+    }
+
+    /// Reads what was saved; nothing saved is nothing set.
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged, or is of a newer version.
+    pub fn load(&self) -> Result<Overlay, Vec<Problem>> {
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Overlay::new()),
+            Err(error) => {
+                let reason = format!("cannot be read: {error}");
+                return Err(self.problem(reason, "check its permissions, or --state-dir"));
+            }
+        };
+        let remedy = "restore it from a backup, or move it away to start without what was set \
+                      over the API";
+        let saved: Saved =
+            serde_json::from_slice(&text).map_err(
+                |error| match serde_json::from_slice::<Value>(&text)
+                    .ok()
+                    .and_then(|v| v["version"].as_u64())
+                {
+                    Some(newer) if newer > VERSION => self.newer(newer),
+                    _ => self.problem(format!("is damaged: {error}"), remedy),
+                },
+            )?;
+        match saved.version {
+            VERSION => self.layers(saved),
+            newer if newer > VERSION => Err(self.newer(newer)),
+            other => Err(self.problem(format!("is damaged: there is no version {other}"), remedy)),
+        }
+    }
+
+    fn layers(&self, saved: Saved) -> Result<Overlay, Vec<Problem>> {
+        let mut overlay = Overlay::new();
+        let mut problems = Vec::new();
+        for (name, settings) in saved.ports {
+            let place = format!("{}: [{name}]", self.path.display());
+            let layer = settings
+                .map(|settings| Layer::from_json(&name, Origin::Api, &place, &settings))
+                .transpose();
+            match layer {
+                Ok(layer) => drop(overlay.insert(name, layer)),
+                Err(wrong) => problems.extend(wrong),
+            }
+        }
+        if problems.is_empty() {
+            Ok(overlay)
+        } else {
+            Err(problems)
+        }
+    }
+
+    fn newer(&self, version: u64) -> Vec<Problem> {
+        let reason = format!("was written by a newer tandemd: format {version}");
+        self.problem(reason, "use that version, or another --state-dir")
+    }
+
+    fn problem(&self, reason: String, remedy: &str) -> Vec<Problem> {
+        let refused = Refused::new(RefusedKind::System, reason, remedy);
+        vec![Problem {
+            place: self.path.display().to_string(),
+            refused,
+        }]
+    }
+
+    /// Replaces what was saved. An error leaves the old file, unless it is the last sync that
+    /// failed.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn save(&self, overlay: &Overlay) -> Result<(), Refused> {
+        let json = |layer: &Option<Layer>| layer.as_ref().map(Layer::to_json);
+        let ports = overlay
+            .iter()
+            .map(|(name, layer)| (name.clone(), json(layer)))
+            .collect();
+        let saved = serde_json::to_vec_pretty(&Saved {
+            version: VERSION,
+            ports,
+        });
+        saved
+            .map_err(io::Error::from)
+            .and_then(|bytes| self.replace(&bytes))
+            .map_err(|error| {
+                let reason = format!("{} cannot be saved: {error}", self.path.display());
+                Refused::new(
+                    RefusedKind::System,
+                    reason,
+                    "check the state directory's space and owner",
+                )
+            })
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        let beside = self.path.with_extension("json.new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        if let Err(error) = written.and_then(|()| fs::rename(&beside, &self.path)) {
+            let _ = fs::remove_file(&beside);
+            return Err(error);
+        }
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlay() -> Overlay {
+        let settings = serde_json::json!({"mtu": 9000, "trunk_vlans": "10,20-29"});
+        let web1 = Layer::from_json("web1", Origin::Api, "", settings.as_object().unwrap());
+        let plain = Layer::from_json("db1", Origin::Api, "", &Map::new());
+        [
+            ("web1", Some(web1.unwrap())),
+            ("db1", Some(plain.unwrap())),
+            ("old", None),
+        ]
+        .map(|(name, layer)| (name.to_owned(), layer))
+        .into()
+    }
+
+    fn plain(overlay: &Overlay) -> BTreeMap<String, Option<Map<String, Value>>> {
+        overlay
+            .iter()
+            .map(|(n, l)| (n.clone(), l.as_ref().map(Layer::to_json)))
+            .collect()
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        assert!(store.load().unwrap().is_empty());
+        store.save(&overlay()).unwrap();
+        assert_eq!(plain(&store.load().unwrap()), plain(&overlay()));
+        store.save(&Overlay::new()).unwrap();
+        assert!(store.load().unwrap().is_empty());
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["ports.json"]);
+    }
+
+    #[test]
+    fn a_file_cut_at_any_byte_is_refused_with_a_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.save(&overlay()).unwrap();
+        let whole = fs::read(&store.path).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(&store.path, &whole[..cut]).unwrap();
+            let problems = store.load().expect_err("a cut file was taken");
+            let text = problems[0].to_string();
+            assert!(
+                text.contains("ports.json") && text.contains("move it away"),
+                "{cut}: {text}"
+            );
+            assert_eq!(
+                fs::read(&store.path).unwrap(),
+                &whole[..cut],
+                "it was touched"
+            );
+        }
+    }
+
+    #[test]
+    fn a_write_that_was_interrupted_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.save(&overlay()).unwrap();
+        fs::write(dir.path().join("ports.json.new"), b"{\"vers").unwrap();
+        assert_eq!(plain(&store.load().unwrap()), plain(&overlay()));
+        store.save(&Overlay::new()).unwrap();
+        assert!(store.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn other_versions_are_told_apart_from_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        for (text, words) in [
+            (r#"{"version":2,"ports":{}}"#, "newer"),
+            (r#"{"version":2,"ports":[],"teams":{}}"#, "newer"),
+            (r#"{"version":0,"ports":{}}"#, "damaged"),
+            (r#"{"ports":{}}"#, "damaged"),
+            (
+                r#"{"version":1,"ports":{"a":{"mut":1}}}"#,
+                "did you mean mtu?",
+            ),
+            (r#"{"version":1,"ports":{"a/b":{}}}"#, "a name cannot have"),
+        ] {
+            fs::write(&store.path, text).unwrap();
+            let problems = store.load().expect_err(text);
+            assert!(
+                problems[0].to_string().contains(words),
+                "{text}: {}",
+                problems[0]
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_an_error_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(&dir.path().join("gone"));
+        let refused = store.save(&overlay()).unwrap_err();
+        assert!(refused.to_string().contains("cannot be saved"), "{refused}");
+    }
+}
