@@ -6,7 +6,7 @@
 //! * [`memory`]: guest memory and the dirty log;
 //! * [`driver`]: rings, buffers, and a [`driver::Nic`] to send and receive with;
 //! * [`frames`]: frames to send and an independent check of those received;
-//! * [`rig`]: a daemon to try it all on.
+//! * [`rig`]: a daemon to try it all on, [`street`]: one with a bad neighbour.
 
 pub mod driver;
 pub mod frames;
@@ -14,4 +14,5 @@ pub mod memory;
 pub mod rig;
 pub mod session;
 pub mod spec;
+pub mod street;
 pub mod wire;
