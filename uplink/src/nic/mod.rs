@@ -1,0 +1,5 @@
+//! The host's own network devices as ports.
+
+pub mod tap;
+
+mod sys;

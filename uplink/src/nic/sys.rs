@@ -1,0 +1,121 @@
+//! The system calls of the drivers, each behind a safe function.
+#![allow(unsafe_code)] // the one place of this crate that has it
+
+use std::fs::File;
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use libc::{c_int, c_short, c_uint, c_ulong, ifreq};
+use tandem_virtio_net::Batch;
+
+/// Bytes of a device name with its final zero (Linux `IFNAMSIZ`).
+pub(super) const NAME_SIZE: usize = libc::IFNAMSIZ;
+/// Most buffers of one frame: more are not collected for one.
+const MAX_BUFFERS: usize = 320;
+
+/// `TUNSETVNETHDRSZ` of `linux/if_tun.h`.
+const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
+/// `TUNSETOFFLOAD` of `linux/if_tun.h`.
+const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
+
+fn checked(result: c_int) -> io::Result<c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn request(name: &str) -> ifreq {
+    // SAFETY: `ifreq` is plain old data, for which zero is a value.
+    let mut request: ifreq = unsafe { zeroed() };
+    // The last byte stays zero, whatever the length of the name.
+    for (to, from) in request
+        .ifr_name
+        .iter_mut()
+        .zip(name.bytes().take(NAME_SIZE - 1))
+    {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+/// Makes `file`, which is `/dev/net/tun`, the TAP device `name` with a vnet header of
+/// `header_len` bytes in front of each frame.
+pub(super) fn attach_tap(file: &File, name: &str, header_len: usize) -> io::Result<()> {
+    let mut request = request(name);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as c_ulong, &mut request) })?;
+    let len = header_len as c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one `int`, which outlives the call.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &len) })?;
+    Ok(())
+}
+
+/// Sets the offloads (`TUN_F_*`) that the kernel may leave to whoever reads from the device.
+pub(super) fn set_offloads(file: &File, offloads: c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, c_ulong::from(offloads)) })?;
+    Ok(())
+}
+
+/// Sets the MTU of the device `name`.
+pub(super) fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
+    let mut request = request(name);
+    request.ifr_ifru.ifru_mtu = mtu.into();
+    configure(libc::SIOCSIFMTU as c_ulong, &mut request)
+}
+
+/// Sets the link of the device `name` up.
+pub(super) fn set_up(name: &str) -> io::Result<()> {
+    let mut request = request(name);
+    configure(libc::SIOCGIFFLAGS as c_ulong, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS has filled in this field of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as c_short;
+    configure(libc::SIOCSIFFLAGS as c_ulong, &mut request)
+}
+
+fn configure(what: c_ulong, request: &mut ifreq) -> io::Result<()> {
+    // SAFETY: `socket` has no memory arguments.
+    let fd =
+        checked(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor was just made and is nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: every request passed here reads or writes one `ifreq`, which outlives the call.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), what, request) })?;
+    Ok(())
+}
+
+/// Writes frame `i` of `batch` with its vnet header, in one call.
+pub(super) fn write_frame(file: &File, batch: &mut Batch, i: usize) -> io::Result<()> {
+    let mut buffers = [libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    }; MAX_BUFFERS];
+    let mut n = 0;
+    batch.io_slices(i, |base, len| {
+        if let Some(buffer) = buffers.get_mut(n) {
+            *buffer = libc::iovec {
+                iov_base: base.cast_mut().cast(),
+                iov_len: len,
+            };
+        }
+        n += 1;
+    });
+    if n > MAX_BUFFERS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the first `n` buffers are set, and stay valid until `Batch::clear`, for which the
+    // batch is borrowed. `writev` only reads them; where a guest changes or its memory lacks a
+    // page, the kernel copies what is there or returns EFAULT.
+    let written = unsafe { libc::writev(file.as_raw_fd(), buffers.as_ptr(), n as c_int) };
+    if written < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,370 @@
+//! The host itself as a port: a TAP device with vnet header.
+//!
+//! The kernel's frames come out of it with their `virtio_net_hdr`, and a guest's go in with
+//! theirs, so that partial checksums and segment offloads cross between host and guests as they
+//! do between guests. The kernel copies; its network stack does the rest (addresses, IPv6, DHCP).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tandem_virtio_net::offload::{self, Segmenter, Treatment};
+use tandem_virtio_net::spec::*;
+use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
+
+use super::sys;
+use crate::Outlet;
+
+/// The device through which TAPs are made.
+const TUN: &str = "/dev/net/tun";
+
+/// What the kernel takes in a frame written to a TAP, whatever else was set. As the features of
+/// a driver that receives (virtio 5.1.3).
+const ALWAYS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN;
+/// And what a kernel takes that knows UDP segmentation (Linux 6.2).
+const USO: u64 = 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
+
+/// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`, `TUN_F_TSO_ECN` of `linux/if_tun.h`.
+const TUN_F_TCP: u32 = 1 | 2 | 4 | 8;
+/// `TUN_F_USO4`, `TUN_F_USO6` of `linux/if_tun.h`.
+const TUN_F_USO: u32 = 0x20 | 0x40;
+
+/// Why a TAP could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No device can have this name.
+    #[error(
+        "\"{0}\" cannot be the name of a TAP: use 1 to 15 characters, none of them a space, \"/\", \":\" or \"%\""
+    )]
+    BadName(String),
+    /// There is no `/dev/net/tun`.
+    #[error(
+        "there is no {TUN}: load the kernel module with `modprobe tun`, or give the container the device"
+    )]
+    NoTun,
+    /// The process may not make a TAP.
+    #[error("TAP {0} needs CAP_NET_ADMIN and access to {TUN}: run as root or grant the capability")]
+    NotPermitted(String),
+    /// Another process has the device.
+    #[error("TAP {0} is in use by another program: stop it or choose another name")]
+    Busy(String),
+    /// There is such a device and it is no TAP, or one of another kind.
+    #[error("{0} exists and is not a TAP with one queue: choose another name")]
+    NotATap(String),
+    /// The kernel refused the MTU.
+    #[error("TAP {name} cannot have an MTU of {mtu}: use 68 to 65,521")]
+    BadMtu {
+        /// The device.
+        name: String,
+        /// What was asked for.
+        mtu: u16,
+    },
+    /// Something else.
+    #[error("TAP {name}: {what}: {error}")]
+    Io {
+        /// The device.
+        name: String,
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+/// A TAP device of the host. It goes away when this is dropped, unless it was made persistent
+/// beforehand.
+pub struct Tap {
+    file: File,
+    name: String,
+    /// What it takes in a frame, as a driver's features.
+    takes: u64,
+    from_vm: Arc<Counters>,
+    to_vm: Arc<Counters>,
+    segmented_frames: AtomicU64,
+    segments: AtomicU64,
+}
+
+impl Tap {
+    /// Own bytes of a batch for [`Tap::read`]: a full burst of small frames, or several of
+    /// 64 KiB.
+    pub const BATCH_BYTES: usize = 512 * 1024;
+
+    /// Makes the device `name`, or attaches to it if it is there and free, and sets its link up.
+    /// `mtu` is in bytes of IP.
+    ///
+    /// # Errors
+    /// [`TapError`], which says what to do.
+    pub fn open(name: &str, mtu: u16) -> Result<Self, TapError> {
+        check_name(name)?;
+        let file = open_tun(name)?;
+        sys::attach_tap(&file, name, NET_HDR_LEN).map_err(|e| attach_error(name, e))?;
+        let failed = |what| {
+            move |error| TapError::Io {
+                name: name.to_owned(),
+                what,
+                error,
+            }
+        };
+        let takes = if sys::set_offloads(&file, TUN_F_TCP | TUN_F_USO).is_ok() {
+            ALWAYS | USO
+        } else {
+            sys::set_offloads(&file, TUN_F_TCP).map_err(failed("setting its offloads"))?;
+            ALWAYS
+        };
+        sys::set_mtu(name, mtu).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => TapError::BadMtu {
+                name: name.to_owned(),
+                mtu,
+            },
+            _ => failed("setting its MTU")(error),
+        })?;
+        sys::set_up(name).map_err(failed("setting its link up"))?;
+        Ok(Self {
+            file,
+            name: name.to_owned(),
+            takes,
+            from_vm: Arc::default(),
+            to_vm: Arc::default(),
+            segmented_frames: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
+        })
+    }
+
+    /// The name of the device.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Frames from the host into the switch: those read, and those that the switch drops.
+    pub fn from_vm(&self) -> &Arc<Counters> {
+        &self.from_vm
+    }
+
+    /// Frames to the host.
+    pub fn to_vm(&self) -> &Arc<Counters> {
+        &self.to_vm
+    }
+
+    /// Frames that were cut up because the kernel does not take them whole, and the segments
+    /// written for them.
+    pub fn segmented(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.segmented_frames), load(&self.segments))
+    }
+
+    /// Reads frames until there are none, or `batch` is full; how many. `batch` has own bytes,
+    /// best [`Tap::BATCH_BYTES`]. Frames that are no Ethernet frames are dropped and counted.
+    ///
+    /// # Errors
+    /// Of `read(2)`, and only when no frame was read; never `WouldBlock`.
+    pub fn read(&self, batch: &mut Batch) -> io::Result<usize> {
+        let (mut frames, mut bytes, mut tries) = (0, 0, BURST);
+        while let Some(room) = batch.own_room()
+            && tries > 0
+        {
+            tries -= 1;
+            match (&self.file).read(room) {
+                Ok(n) => {
+                    frames += 1;
+                    bytes += n.saturating_sub(NET_HDR_LEN) as u64;
+                    if let Err(reason) = batch.push_own(n) {
+                        self.from_vm.count_drop(reason, 1);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if frames == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        self.from_vm.add(frames, bytes);
+        Ok(batch.len())
+    }
+
+    /// Writes a frame as the kernel takes it; the frames and bytes that became of it.
+    fn write(&self, batch: &mut Batch, i: usize, scratch: &mut Scratch) -> Sent {
+        let hdr = batch.hdr(i);
+        if hdr.flags | hdr.gso_type == 0 {
+            return self.write_whole(batch, i);
+        }
+        match offload::receiver_takes(&hdr, batch.head(i), self.takes) {
+            Treatment::AsIs => {
+                batch.set_hdr(i, offload::delivered_header(&hdr, self.takes));
+                let sent = self.write_whole(batch, i);
+                batch.set_hdr(i, hdr);
+                sent
+            }
+            Treatment::Checksum => self.write_summed(&hdr, batch, i, scratch),
+            Treatment::Segment { leave_partial } => {
+                self.write_segments(&hdr, leave_partial, batch, i, scratch)
+            }
+        }
+    }
+
+    fn write_whole(&self, batch: &mut Batch, i: usize) -> Sent {
+        Sent::of(sys::write_frame(&self.file, batch, i), batch.frame_len(i))
+    }
+
+    fn write_summed(&self, hdr: &NetHdr, batch: &Batch, i: usize, scratch: &mut Scratch) -> Sent {
+        let (room, _) = scratch.rooms();
+        let n = batch.linearize(i, &mut room[NET_HDR_LEN..]);
+        room[..NET_HDR_LEN].copy_from_slice(&NetHdr::default().to_bytes());
+        let frame = &mut room[NET_HDR_LEN..NET_HDR_LEN + n];
+        match offload::complete_checksum(frame, hdr.csum_start, hdr.csum_offset) {
+            Ok(()) => self.write_bytes(&room[..NET_HDR_LEN + n]),
+            Err(_) => Sent::failed(DropReason::OffloadFailed),
+        }
+    }
+
+    fn write_segments(
+        &self,
+        hdr: &NetHdr,
+        leave_partial: bool,
+        batch: &Batch,
+        i: usize,
+        scratch: &mut Scratch,
+    ) -> Sent {
+        let (whole, room) = scratch.rooms();
+        let n = batch.linearize(i, whole);
+        let Ok(mut segmenter) = Segmenter::new(hdr, &whole[..n], leave_partial) else {
+            return Sent::failed(DropReason::OffloadFailed);
+        };
+        let (mut sent, mut segments) = (Sent::default(), 0);
+        while let Some((hdr, n)) = segmenter.next(&mut room[NET_HDR_LEN..]) {
+            room[..NET_HDR_LEN].copy_from_slice(&hdr.to_bytes());
+            sent.add(self.write_bytes(&room[..NET_HDR_LEN + n]));
+            segments += 1;
+        }
+        self.segmented_frames.fetch_add(1, Ordering::Relaxed);
+        self.segments.fetch_add(segments, Ordering::Relaxed);
+        sent
+    }
+
+    /// Writes a frame with its vnet header in front.
+    fn write_bytes(&self, bytes: &[u8]) -> Sent {
+        Sent::of(
+            (&self.file).write(bytes).map(drop),
+            bytes.len() - NET_HDR_LEN,
+        )
+    }
+}
+
+impl Outlet for Tap {
+    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let mut sent = Sent::default();
+        for &i in frames {
+            sent.add(self.write(batch, i.into(), scratch));
+        }
+        self.to_vm.add(sent.frames, sent.bytes);
+        self.to_vm.count_drop(DropReason::HostRefused, sent.refused);
+        self.to_vm
+            .count_drop(DropReason::OffloadFailed, sent.offload_failed);
+    }
+
+    /// The kernel says no itself, frame by frame, when the link is down.
+    fn ready(&self) -> bool {
+        true
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// What became of frames that were written.
+#[derive(Default)]
+struct Sent {
+    frames: u64,
+    bytes: u64,
+    refused: u64,
+    offload_failed: u64,
+}
+
+impl Sent {
+    fn of(result: io::Result<()>, len: usize) -> Self {
+        match result {
+            Ok(()) => Self {
+                frames: 1,
+                bytes: len as u64,
+                ..Self::default()
+            },
+            Err(_) => Self::failed(DropReason::HostRefused),
+        }
+    }
+
+    fn failed(reason: DropReason) -> Self {
+        match reason {
+            DropReason::OffloadFailed => Self {
+                offload_failed: 1,
+                ..Self::default()
+            },
+            _ => Self {
+                refused: 1,
+                ..Self::default()
+            },
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+        self.offload_failed += other.offload_failed;
+    }
+}
+
+/// Checks what the kernel would take as a pattern, cut off or refuse without saying why.
+fn check_name(name: &str) -> Result<(), TapError> {
+    let bad = |b: u8| b.is_ascii_whitespace() || b.is_ascii_control() || b"/:%".contains(&b);
+    let len_ok = (1..sys::NAME_SIZE).contains(&name.len());
+    if !len_ok || name.bytes().any(bad) || name == "." || name == ".." {
+        return Err(TapError::BadName(name.to_owned()));
+    }
+    Ok(())
+}
+
+fn open_tun(name: &str) -> Result<File, TapError> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(TUN);
+    file.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun,
+        Some(libc::EACCES | libc::EPERM) => TapError::NotPermitted(name.to_owned()),
+        _ => TapError::Io {
+            name: name.to_owned(),
+            what: "opening /dev/net/tun",
+            error,
+        },
+    })
+}
+
+fn attach_error(name: &str, error: io::Error) -> TapError {
+    let name = name.to_owned();
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TapError::NotPermitted(name),
+        Some(libc::EBUSY) => TapError::Busy(name),
+        Some(libc::EINVAL) => TapError::NotATap(name),
+        _ => TapError::Io {
+            name,
+            what: "making the device",
+            error,
+        },
+    }
+}

@@ -1,0 +1,4 @@
+//! Policy of a port: one file, one decision.
+
+pub mod storm;
+pub mod vlan;

@@ -1,0 +1,289 @@
+//! The data side of a switch: from a burst to its receivers.
+
+use std::sync::Arc;
+
+use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
+
+use super::counters::SwitchCounters;
+use super::flow_cache::FlowCache;
+use super::pipeline::{Judged, L2_WORDS, Pipeline, key_of};
+use super::snapshot::{Port, Snapshot};
+use super::verdict::{Action, Verdict};
+use super::{PortId, Switch};
+use crate::Now;
+use crate::policy::vlan::Class;
+
+// A set of frames of a burst is one word.
+const _: () = assert!(BURST == u64::BITS as usize);
+
+/// Forwards the frames of one TX queue. It lives behind that queue's lock.
+pub struct Forwarder {
+    switch: Arc<Switch>,
+    port: PortId,
+    /// For frames that come when the port is gone.
+    from_vm: Option<Arc<Counters>>,
+    stripe: usize,
+    generation: u64,
+    cache: FlowCache<L2_WORDS>,
+    burst: Burst,
+}
+
+/// Where the frames of the burst at hand go. Sets of frames are words, bit `i` for frame `i`.
+struct Burst {
+    /// For each slot of the snapshot, the frames to the port in it.
+    to: Vec<u64>,
+    /// The slots with frames, in the order they got their first.
+    receivers: Vec<u16>,
+    /// The frames to be flooded.
+    floods: u64,
+    /// The VLAN of each frame that is to be flooded.
+    class: [Class; BURST],
+    /// The tag for each frame that goes to one port.
+    tag: [Option<u16>; BURST],
+    drops: [u8; DropReason::ALL.len()],
+    counts: SwitchCounters,
+}
+
+impl Forwarder {
+    /// A forwarder for a queue of `port`. If there is no such port it drops everything.
+    pub fn new(switch: Arc<Switch>, port: PortId) -> Self {
+        let from_vm = switch.snapshot.load().get(port).map(|p| p.from_vm.clone());
+        Self {
+            stripe: switch.counts.stripe(),
+            cache: FlowCache::new(switch.budget.clone()),
+            generation: 0,
+            burst: Burst::new(),
+            from_vm,
+            port,
+            switch,
+        }
+    }
+
+    /// Judges the frames of `batch`, delivers them through the outlets of their receivers and
+    /// counts those that are dropped as `from_vm` of the port they came from.
+    ///
+    /// Frames from this port to one receiver arrive in the order they have in `batch`. Their tags
+    /// are changed.
+    pub fn forward(&mut self, batch: &mut Batch, scratch: &mut Scratch, now: Now) {
+        if batch.is_empty() {
+            return;
+        }
+        let switch = &*self.switch;
+        let snapshot = switch.snapshot.load();
+        let snapshot: &Snapshot = &snapshot;
+        let Some(port) = snapshot.get(self.port) else {
+            if let Some(counters) = &self.from_vm {
+                counters.count_drop(DropReason::NoReceiver, batch.len() as u64);
+            }
+            switch.counts.add(
+                self.stripe,
+                &SwitchCounters {
+                    frames: batch.len() as u64,
+                    ..Default::default()
+                },
+            );
+            return;
+        };
+        if self.generation != snapshot.generation {
+            self.generation = snapshot.generation;
+            self.cache.clear();
+            self.burst.adopt(snapshot);
+        }
+        let pipeline = Pipeline {
+            snapshot,
+            table: &switch.table,
+            port,
+            now: now.seconds(),
+        };
+        self.burst.start(batch.len());
+        self.burst.judge(batch, &mut self.cache, &pipeline);
+        self.burst.flood(snapshot, port, now);
+        self.burst.deliver(batch, snapshot, scratch);
+        self.burst.count(&port.from_vm);
+        switch.counts.add(self.stripe, &self.burst.counts);
+        self.cache.tune();
+    }
+
+    /// Gives back memory. Call when the queue's thread goes to sleep.
+    pub fn shrink(&mut self) {
+        self.cache.shrink();
+    }
+}
+
+impl Burst {
+    fn new() -> Self {
+        Self {
+            to: Vec::new(),
+            receivers: Vec::new(),
+            floods: 0,
+            class: [Class::default(); BURST],
+            tag: [None; BURST],
+            drops: [0; DropReason::ALL.len()],
+            counts: SwitchCounters::default(),
+        }
+    }
+
+    /// Makes room for the ports of a new snapshot.
+    fn adopt(&mut self, snapshot: &Snapshot) {
+        self.to.clear();
+        self.to.resize(snapshot.slots(), 0);
+        self.receivers.reserve(snapshot.slots());
+    }
+
+    fn start(&mut self, frames: usize) {
+        self.floods = 0;
+        self.counts = SwitchCounters {
+            frames: frames as u64,
+            ..SwitchCounters::default()
+        };
+    }
+
+    /// Finds and carries out the verdict for each frame. Frames of one flow that follow each
+    /// other share it.
+    fn judge(&mut self, batch: &Batch, cache: &mut FlowCache<L2_WORDS>, pipeline: &Pipeline<'_>) {
+        let mut last = ([0; L2_WORDS], Judged::cached(Verdict::NONE));
+        for i in 0..batch.len() {
+            let Some(key) = key_of(batch.head(i), batch.tag(i)) else {
+                self.drop(DropReason::TooShort);
+                continue;
+            };
+            if key != last.0 {
+                last = (key, self.look_up(&key, cache, pipeline));
+            }
+            self.carry_out(i, last.1);
+        }
+    }
+
+    #[inline]
+    fn look_up(
+        &mut self,
+        key: &[u64; L2_WORDS],
+        cache: &mut FlowCache<L2_WORDS>,
+        pipeline: &Pipeline<'_>,
+    ) -> Judged {
+        if let Some((verdict, src)) = cache.get(key, pipeline.table) {
+            pipeline.table.refresh(src, pipeline.now);
+            return Judged::cached(verdict);
+        }
+        let judged = pipeline.judge(key);
+        if let Some((src, dst)) = judged.relied_on {
+            cache.put(key, judged.verdict, src, dst);
+        }
+        self.counts.unlearned |= u64::from(judged.unlearned);
+        judged
+    }
+
+    #[inline]
+    fn carry_out(&mut self, i: usize, judged: Judged) {
+        for action in judged.verdict.actions() {
+            match action {
+                Action::SetTag(tag) => self.tag[i] = tag,
+                Action::Deliver(slot) => {
+                    self.counts.unicast += 1;
+                    self.send(slot, 1 << i);
+                }
+                Action::Flood => {
+                    self.class[i] = judged.class;
+                    self.floods |= 1 << i;
+                }
+                Action::Drop(reason) => self.drop(reason),
+                Action::End => {}
+            }
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, slot: u16, frames: u64) {
+        let to = &mut self.to[usize::from(slot)];
+        if *to == 0 {
+            self.receivers.push(slot);
+        }
+        *to |= frames;
+    }
+
+    #[inline]
+    fn drop(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// Gives the frames to be flooded to the members of their VLANs.
+    fn flood(&mut self, snapshot: &Snapshot, port: &Port, now: Now) {
+        if self.floods == 0 {
+            return;
+        }
+        let granted = port.storm.take(self.floods.count_ones(), now);
+        while self.floods.count_ones() > granted {
+            self.floods &= !(1 << self.floods.ilog2());
+            self.drop(DropReason::StormLimit);
+        }
+        let mut left = self.floods;
+        while left != 0 {
+            let vid = self.class[left.trailing_zeros() as usize].vid;
+            let frames = bits(left)
+                .filter(|i| self.class[*i].vid == vid)
+                .fold(0, |m, i| m | 1 << i);
+            left &= !frames;
+            self.flood_vlan(snapshot, port, vid, frames);
+        }
+    }
+
+    fn flood_vlan(&mut self, snapshot: &Snapshot, port: &Port, vid: u16, frames: u64) {
+        let mut receivers = 0;
+        for member in snapshot.members(vid) {
+            if member.id != port.id && member.outlet.ready() {
+                self.send(member.id.slot, frames);
+                receivers += 1;
+            }
+        }
+        let n = u64::from(frames.count_ones());
+        if receivers == 0 {
+            bits(frames).for_each(|_| self.drop(DropReason::NoReceiver));
+        } else {
+            self.counts.flooded += n;
+            self.counts.copies += n * receivers;
+        }
+    }
+
+    /// Hands the frames over, receiver by receiver.
+    fn deliver(&mut self, batch: &mut Batch, snapshot: &Snapshot, scratch: &mut Scratch) {
+        for slot in self.receivers.drain(..) {
+            let frames = std::mem::take(&mut self.to[usize::from(slot)]);
+            // A verdict names ports of this snapshot only.
+            let Some(port) = snapshot.at(slot) else {
+                continue;
+            };
+            let mut list = [0; BURST];
+            let mut n = 0;
+            for i in bits(frames) {
+                let flooded = self.floods & 1 << i != 0;
+                let tag = if flooded {
+                    port.vlan.egress(self.class[i])
+                } else {
+                    self.tag[i]
+                };
+                batch.set_tag(i, tag);
+                list[n] = i as u8;
+                n += 1;
+            }
+            port.outlet.deliver(batch, &list[..n], scratch);
+        }
+    }
+
+    /// Counts the frames that were dropped.
+    fn count(&mut self, from_vm: &Counters) {
+        for reason in DropReason::ALL {
+            let dropped = std::mem::take(&mut self.drops[*reason as usize]);
+            from_vm.count_drop(*reason, dropped.into());
+        }
+    }
+}
+
+/// The frames of a set, in order.
+#[inline]
+fn bits(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let i = (set != 0).then(|| set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(i)
+    })
+}

@@ -1,0 +1,159 @@
+//! The policy pipeline: what a frame without a known verdict goes through.
+//!
+//! Stages, each of which may end the frame: source address, reserved destination, VLAN of the
+//! port, owner of the source address (and learning it), destination.
+
+use tandem_virtio_net::DropReason;
+
+use super::flow_cache::Key;
+use super::mac_table::{MacKey, MacTable, Pin};
+use super::snapshot::{Port, Snapshot};
+use super::verdict::Verdict;
+use crate::Mac;
+use crate::policy::vlan::Class;
+
+/// A key of addresses and tag: `destination 48 · tag 16`, `source 48 · flags 16`.
+pub(crate) const L2_WORDS: usize = 2;
+/// Flag of a key: the frame has a tag.
+const TAGGED: u64 = 1;
+/// Flag of a key: there is another 802.1Q tag behind the first.
+const DOUBLE: u64 = 2;
+
+/// What is looked at in a frame, as a flow key. None: it is too short for addresses.
+#[inline]
+pub(crate) fn key_of(head: &[u8], tag: Option<u16>) -> Option<Key<L2_WORDS>> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *head.first_chunk()?;
+    let dst = u64::from_be_bytes([a, b, c, d, e, f, 0, 0]);
+    let src = u64::from_be_bytes([g, h, i, j, k, l, 0, 0]);
+    Some(match tag {
+        None => [dst, src],
+        Some(tci) => {
+            let double = if head.get(16..18) == Some(&[0x81, 0]) {
+                DOUBLE
+            } else {
+                0
+            };
+            [dst | u64::from(tci), src | TAGGED | double]
+        }
+    })
+}
+
+fn mac(word: u64) -> Mac {
+    let [a, b, c, d, e, f, ..] = word.to_be_bytes();
+    Mac([a, b, c, d, e, f])
+}
+
+fn tag(key: &Key<L2_WORDS>) -> Option<u16> {
+    (key[1] & TAGGED != 0).then_some(key[0] as u16)
+}
+
+/// A verdict and where it came from.
+#[derive(Clone, Copy)]
+pub(crate) struct Judged {
+    pub(crate) verdict: Verdict,
+    /// The VLAN, for a verdict that floods.
+    pub(crate) class: Class,
+    /// The slots of source and destination, for a verdict that may be kept.
+    pub(crate) relied_on: Option<(Pin, Pin)>,
+    /// The source address was not learned though it could have been, for want of room.
+    pub(crate) unlearned: bool,
+}
+
+impl Judged {
+    /// A verdict that is not kept.
+    fn once(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            class: Class::default(),
+            relied_on: None,
+            unlearned: false,
+        }
+    }
+
+    fn drop(reason: DropReason) -> Self {
+        Self::once(Verdict::drop(reason))
+    }
+
+    /// A verdict out of the flow cache.
+    #[inline]
+    pub(crate) fn cached(verdict: Verdict) -> Self {
+        Self::once(verdict)
+    }
+}
+
+/// The pipeline as one port sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Pipeline<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) table: &'a MacTable,
+    pub(crate) port: &'a Port,
+    /// Seconds of the monotonic clock.
+    pub(crate) now: u64,
+}
+
+impl Pipeline<'_> {
+    /// Judges a frame with this key.
+    pub(crate) fn judge(&self, key: &Key<L2_WORDS>) -> Judged {
+        let (dst, src) = (mac(key[0]), mac(key[1]));
+        if !src.is_unicast() {
+            return Judged::drop(DropReason::BadSourceMac);
+        }
+        if dst.is_link_local() {
+            return Judged::drop(DropReason::LinkLocal);
+        }
+        let class = self.port.vlan.ingress(tag(key));
+        let Some(class) = class.filter(|_| key[1] & DOUBLE == 0) else {
+            return Judged::drop(DropReason::VlanNotAllowed);
+        };
+        let Ok(learned) = self.source(class.vid, src) else {
+            return Judged::drop(DropReason::SpoofedMac);
+        };
+        let (verdict, relied_on) = self.destination(class, dst);
+        Judged {
+            verdict,
+            class,
+            relied_on: learned.zip(relied_on),
+            unlearned: learned.is_none(),
+        }
+    }
+
+    /// Where the source address is noted, if it is. An error: it belongs to another port.
+    fn source(&self, vid: u16, src: Mac) -> Result<Option<Pin>, ()> {
+        match self.snapshot.fixed(vid, src) {
+            Some(port) if port.id == self.port.id => Ok(Some(Pin::NONE)),
+            Some(_) => Err(()),
+            None => Ok(self
+                .table
+                .learn(MacKey::new(vid, src), &self.port.account, self.now)),
+        }
+    }
+
+    /// The verdict by destination, and the slot it relies on if it may be kept.
+    fn destination(&self, class: Class, dst: Mac) -> (Verdict, Option<Pin>) {
+        let Some((to, pin)) = self.owner(class.vid, dst) else {
+            return (Verdict::FLOOD, None);
+        };
+        if to.id == self.port.id {
+            return (Verdict::drop(DropReason::Hairpin), None);
+        }
+        (
+            Verdict::deliver(to.id.slot, to.vlan.egress(class)),
+            Some(pin),
+        )
+    }
+
+    /// The port that a single station's address is on.
+    fn owner(&self, vid: u16, dst: Mac) -> Option<(&Port, Pin)> {
+        if dst.is_multicast() {
+            return None;
+        }
+        if let Some(port) = self.snapshot.fixed(vid, dst) {
+            return Some((port, Pin::NONE));
+        }
+        let (owner, pin) = self.table.find(MacKey::new(vid, dst))?;
+        // What was learned on a port that this snapshot does not have yet, or no longer, is not
+        // to be believed.
+        let port = self.snapshot.at(owner.port)?;
+        (port.account.owner == owner).then_some((port, pin))
+    }
+}
