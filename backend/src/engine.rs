@@ -1,12 +1,33 @@
-//! A stand-in that is to be replaced: it records ports and moves no frames.
+//! The running switch: switches, ports, VMs' threads and sessions, put together.
+//!
+//! Changes are serialised by the lock on the ports and are made whole or not at all. A `control`
+//! thread looks after what needs no speed: once a second it ages addresses, ends the sessions of
+//! VMs whose memory is gone, and gives back the memory of quiet ports.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use log::{info, warn};
+use tandem_uplink::{Now, PortId, Switch};
 
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
+use crate::port::{GuestPort, lock};
 use crate::status::{PortStatus, SwitchStatus, SwitchesStatus};
+use crate::vhost::Endpoint;
+use crate::worker::Workers;
+
+mod build;
+mod report;
+
+use build::Outside;
+
+/// How often the `control` thread looks around.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What the switch is started with.
 #[derive(Clone, Debug)]
@@ -24,55 +45,166 @@ pub struct EngineOptions {
 /// # Errors
 /// What could not be set up, and what to do about it.
 pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
-    Ok(Arc::new(Recorder { options, ports: Mutex::default() }))
+    let switches = options
+        .switches
+        .iter()
+        .map(|(name, config)| (name.clone(), Arc::new(build::switch(name, config))))
+        .collect();
+    let workers = Workers::new(options.cpus.clone());
+    let core = Arc::new(Core {
+        options,
+        switches,
+        workers,
+        ports: Mutex::default(),
+    });
+    let (stop, stopped) = mpsc::channel();
+    let watched = Arc::downgrade(&core);
+    let thread = std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || look_after(&watched, &stopped))
+        .map_err(|e| {
+            Refused::new(
+                RefusedKind::System,
+                e.to_string(),
+                "see the limits on threads",
+            )
+        })?;
+    Ok(Arc::new(Running {
+        core,
+        stop: Some(stop),
+        thread: Some(thread),
+    }))
 }
 
-struct Recorder {
-    options: EngineOptions,
-    ports: Mutex<BTreeMap<String, PortConfig>>,
+/// The engine and its `control` thread.
+struct Running {
+    core: Arc<Core>,
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl Engine for Recorder {
-    fn add_port(&self, port: &PortConfig) -> Result<(), Refused> {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        if ports.contains_key(&port.name) {
-            let reason = format!("there is a port {} already", port.name);
-            return Err(Refused::new(RefusedKind::Conflict, reason, "choose another name"));
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-        ports.insert(port.name.clone(), port.clone());
+        // Ports end here and not when some thread lets go of its last reference.
+        lock(&self.core.ports).clear();
+    }
+}
+
+struct Core {
+    options: EngineOptions,
+    switches: BTreeMap<String, Arc<Switch>>,
+    workers: Workers,
+    ports: Mutex<BTreeMap<String, Port>>,
+}
+
+/// A port of either kind, attached to its switch.
+struct Port {
+    config: PortConfig,
+    switch: Arc<Switch>,
+    id: PortId,
+    outside: Outside,
+    /// What is known to be broken, so that it is logged once.
+    broken: Option<String>,
+    /// Frames from the VM when last looked at.
+    seen: u64,
+}
+
+fn look_after(core: &Weak<Core>, stopped: &mpsc::Receiver<()>) {
+    while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        let Some(core) = core.upgrade() else { return };
+        core.switches
+            .values()
+            .for_each(|switch| switch.age(Now::monotonic()));
+        for port in lock(&core.ports).values_mut() {
+            port.look_after();
+        }
+    }
+}
+
+impl Port {
+    fn look_after(&mut self) {
+        let Outside::Guest { port, endpoint } = &self.outside else {
+            return;
+        };
+        port.look_for_buffers();
+        let seen = port.pairs().iter().map(|p| p.from_vm.frames()).sum();
+        if seen == self.seen {
+            port.pairs().iter().for_each(|p| p.rest());
+        }
+        self.seen = seen;
+        let broken = broken(port, endpoint);
+        if broken != self.broken
+            && let Some(words) = &broken
+        {
+            warn!("port {}: {words}", self.config.name);
+        }
+        self.broken = broken;
+    }
+}
+
+/// What the guest has broken, in words. A session whose memory is gone ends.
+fn broken(port: &GuestPort, endpoint: &Endpoint) -> Option<String> {
+    let words = crate::vhost::Device::broken(port)?;
+    if port.memory_is_gone() {
+        endpoint.disconnect(words.clone());
+    }
+    Some(words)
+}
+
+fn no_such_port(name: &str) -> Refused {
+    let reason = format!("there is no port {name}");
+    Refused::new(
+        RefusedKind::NotFound,
+        reason,
+        "see `tandem port list` for the ports there are",
+    )
+}
+
+impl Engine for Running {
+    fn add_port(&self, config: &PortConfig) -> Result<(), Refused> {
+        let core = &self.core;
+        let mut ports = lock(&core.ports);
+        if ports.contains_key(&config.name) {
+            let reason = format!("there is a port {} already", config.name);
+            let remedy = "choose another name, or remove that port first";
+            return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
+        }
+        let port = core.build(config)?;
+        ports.insert(config.name.clone(), port);
+        info!("port {}: added to switch {}", config.name, config.switch);
         Ok(())
     }
 
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
-        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.remove(name).map(drop).ok_or_else(|| {
-            let reason = format!("there is no port {name}");
-            Refused::new(RefusedKind::NotFound, reason, "see tandem port list")
-        })
+        let mut ports = lock(&self.core.ports);
+        let port = ports.remove(name).ok_or_else(|| no_such_port(name))?;
+        self.core.end(port);
+        info!("port {name}: removed");
+        Ok(())
     }
 
     fn ports(&self) -> Vec<PortStatus> {
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.values().map(status).collect()
+        lock(&self.core.ports).values().map(report::port).collect()
     }
 
     fn port(&self, name: &str) -> Option<PortStatus> {
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.get(name).map(status)
+        lock(&self.core.ports).get(name).map(report::port)
     }
 
     fn status(&self) -> SwitchesStatus {
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let switches = self.options.switches.keys().map(|name| SwitchStatus {
-            name: name.clone(),
-            ports: ports.values().filter(|port| port.switch == *name).count() as u32,
-            ..SwitchStatus::default()
+        let ports = lock(&self.core.ports);
+        let switches = self.core.switches.iter().map(|(name, switch)| {
+            let mine = ports.values().filter(|port| port.config.switch == *name);
+            report::switch(name, switch, mine)
         });
-        SwitchesStatus { cpus: self.options.cpus.clone(), switches: switches.collect() }
+        let switches: Vec<SwitchStatus> = switches.collect();
+        SwitchesStatus {
+            cpus: self.core.options.cpus.clone(),
+            switches,
+        }
     }
-}
-
-fn status(port: &PortConfig) -> PortStatus {
-    let reason = Some("no VMM is connected; start the VM".to_owned());
-    PortStatus { name: port.name.clone(), reason, ..PortStatus::default() }
 }

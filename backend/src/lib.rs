@@ -2,7 +2,12 @@
 
 pub mod config;
 pub mod control;
+pub mod cpus;
 pub mod engine;
+mod host;
+pub mod port;
+pub mod spread;
 pub mod status;
 pub mod store;
 pub mod vhost;
+mod worker;

@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
-use tandem_uplink::switch::{Forwarder, Outlet};
+use tandem_uplink::{Forwarder, Now, Outlet};
 use tandem_virtio_net::memory::{DirtyLog, Memory};
 use tandem_virtio_net::queue::Stopped;
 use tandem_virtio_net::ring::{RingConfig, SetupError};
 use tandem_virtio_net::spec::*;
-use tandem_virtio_net::wire::parse::parse;
+use tandem_virtio_net::wire::parse;
 use tandem_virtio_net::{BURST, Batch, Call, Counters, RxQueue, Scratch, TxQueue};
 
 use crate::vhost::Device;
@@ -63,6 +63,8 @@ pub struct TxSide {
 
 /// A queue pair.
 pub struct Pair {
+    /// Unlike that of any other pair: tells whose kick it was.
+    id: u64,
     tx: Mutex<TxSide>,
     rx: Mutex<RxQueue>,
     kick: Mutex<Option<File>>,
@@ -73,13 +75,15 @@ pub struct Pair {
     pub to_vm: Counters,
     /// Times the guest was notified.
     pub calls: Arc<AtomicU64>,
-    /// Times the guest notified us.
+    /// Times the guest's notification woke our thread.
     pub kicks: AtomicU64,
 }
 
 impl Default for Pair {
     fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             tx: Mutex::default(),
             rx: Mutex::default(),
             kick: Mutex::default(),
@@ -108,7 +112,7 @@ impl Call for EventCall {
 
 impl Pair {
     /// Drains one burst of the pair's frames and delivers them. Frames taken; 0: nothing to do.
-    pub fn serve(&self, batch: &mut Batch, scratch: &mut Scratch, now: u64) -> usize {
+    pub fn serve(&self, batch: &mut Batch, scratch: &mut Scratch, now: Now) -> usize {
         let mut tx = lock(&self.tx);
         let TxSide { queue, forwarder } = &mut *tx;
         let taken = queue.drain(batch, &self.from_vm);
@@ -134,7 +138,14 @@ impl Pair {
         on && tx.queue.has_work()
     }
 
-    /// Lets the flow cache shrink; for when its thread goes to sleep.
+    /// Counts a kick if it was this pair's.
+    pub(crate) fn count_kick(&self, id: u64) {
+        if id == self.id {
+            self.kicks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the flow cache shrink; for when the VM has been quiet.
     pub fn rest(&self) {
         if let Some(f) = &mut lock(&self.tx).forwarder {
             f.shrink();
@@ -146,10 +157,10 @@ impl Pair {
         let mut wake = lock(&self.wake);
         let kick = lock(&self.kick);
         if let Some(old) = &*wake {
-            old.replace_kick(kick.as_ref(), None);
+            old.replace_kick(self.id, kick.as_ref(), None);
         }
         if let Some(new) = &new {
-            new.replace_kick(None, kick.as_ref());
+            new.replace_kick(self.id, None, kick.as_ref());
         }
         *wake = new;
     }
@@ -179,8 +190,11 @@ impl Pair {
     /// Entries of the RX ring, and whether both rings run and may carry frames.
     pub fn ring_state(&self) -> RingState {
         let rx = lock(&self.rx);
-        let mut state =
-            RingState { size: rx.config().size, enabled: rx.is_enabled(), running: rx.is_running() };
+        let mut state = RingState {
+            size: rx.config().size,
+            enabled: rx.is_enabled(),
+            running: rx.is_running(),
+        };
         drop(rx);
         let tx = lock(&self.tx);
         state.enabled &= tx.queue.is_enabled();
@@ -217,8 +231,6 @@ pub struct GuestPortConfig {
     pub mtu: u16,
     /// The guest pairs this NIC with a VF: it must not announce by itself.
     pub failover: bool,
-    /// For VMMs that take the address from the back-end.
-    pub mac: Option<[u8; 6]>,
 }
 
 /// A VM's NIC on the switch.
@@ -233,10 +245,8 @@ pub struct GuestPort {
     ready: AtomicBool,
     /// Of the port as a whole: what the switch drops.
     pub from_vm: Arc<Counters>,
-    /// Frames cut into segments for a VM without the offload, and the segments.
-    pub segmented: AtomicU64,
-    /// See `segmented`.
-    pub segments: AtomicU64,
+    segmented_frames: AtomicU64,
+    segments: AtomicU64,
     hash: SeedableRandomState,
 }
 
@@ -253,7 +263,7 @@ impl GuestPort {
             unpopulated: AtomicU32::new(0),
             ready: AtomicBool::new(false),
             from_vm: Arc::default(),
-            segmented: AtomicU64::new(0),
+            segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
             hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
         }
@@ -267,6 +277,19 @@ impl GuestPort {
     /// Its queue pairs.
     pub fn pairs(&self) -> &[Pair] {
         &self.pairs
+    }
+
+    /// Frames that were cut up for a VM without the offload, and their segments.
+    pub fn segmented(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.segmented_frames), load(&self.segments))
+    }
+
+    /// Has a page of the VM's memory gone missing?
+    pub fn memory_is_gone(&self) -> bool {
+        self.pairs
+            .iter()
+            .any(|p| lock(&p.rx).stopped() == Some(Stopped::Fault))
     }
 
     /// Gives each pair what forwards its frames.
@@ -283,7 +306,12 @@ impl GuestPort {
         if waiting == 0 {
             return;
         }
-        for (i, pair) in self.pairs.iter().enumerate().filter(|(i, _)| waiting & 1 << i != 0) {
+        for (i, pair) in self
+            .pairs
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| waiting & 1 << i != 0)
+        {
             if lock(&pair.rx).is_populated() {
                 self.unpopulated.fetch_and(!(1 << i), Ordering::Relaxed);
                 self.active.fetch_or(1 << i, Ordering::Relaxed);
@@ -297,12 +325,17 @@ impl GuestPort {
         let up = rx.is_running() && rx.is_enabled();
         let populated = up && rx.is_populated();
         let set = |mask: &AtomicU32, on: bool| {
-            if on { mask.fetch_or(bit, Ordering::Relaxed) } else { mask.fetch_and(!bit, Ordering::Relaxed) }
+            if on {
+                mask.fetch_or(bit, Ordering::Relaxed)
+            } else {
+                mask.fetch_and(!bit, Ordering::Relaxed)
+            }
         };
         set(&self.active, populated);
         set(&self.unpopulated, up && !populated);
         drop(rx);
-        let any = (self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed)) != 0;
+        let any =
+            (self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed)) != 0;
         self.ready.store(any, Ordering::Relaxed);
     }
 
@@ -339,8 +372,10 @@ impl GuestPort {
     fn fill(&self, pair: u32, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
         let segmented = self.pairs[pair as usize].fill(batch, frames, scratch);
         if segmented.frames != 0 {
-            self.segmented.fetch_add(segmented.frames, Ordering::Relaxed);
-            self.segments.fetch_add(segmented.segments, Ordering::Relaxed);
+            self.segmented_frames
+                .fetch_add(segmented.frames, Ordering::Relaxed);
+            self.segments
+                .fetch_add(segmented.segments, Ordering::Relaxed);
         }
     }
 
@@ -362,7 +397,11 @@ impl Outlet for GuestPort {
         let active = self.active.load(Ordering::Relaxed);
         if active & active.wrapping_sub(1) == 0 {
             // One pair, or none: the first one counts what it cannot take.
-            let pair = if active == 0 { 0 } else { active.trailing_zeros() };
+            let pair = if active == 0 {
+                0
+            } else {
+                active.trailing_zeros()
+            };
             self.fill(pair, batch, frames, scratch);
         } else {
             self.deliver_spread(batch, frames, scratch, active);
@@ -386,16 +425,12 @@ impl Device for GuestPort {
         if self.config.failover {
             features &= !(1 << VIRTIO_NET_F_GUEST_ANNOUNCE);
         }
-        if self.config.mac.is_some() {
-            features |= 1 << VIRTIO_NET_F_MAC;
-        }
         features
     }
 
-    /// `struct virtio_net_config` (virtio 1.3, 5.1.4), as far as Tandem has something to say.
+    /// `struct virtio_net_config` (virtio 1.3, 5.1.4). The address is the VMM's to say.
     fn config(&self) -> Vec<u8> {
         let mut c = vec![0; 12];
-        c[..6].copy_from_slice(&self.config.mac.unwrap_or_default());
         c[6..8].copy_from_slice(&1u16.to_le_bytes()); // status: link up
         c[8..10].copy_from_slice(&self.queue_pairs().to_le_bytes());
         c[10..12].copy_from_slice(&self.config.mtu.to_le_bytes());
@@ -439,11 +474,15 @@ impl Device for GuestPort {
     }
 
     fn start_ring(&self, ring: u16, config: RingConfig, base: u16) -> Result<(), SetupError> {
-        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return Ok(()) };
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
+            return Ok(());
+        };
         if ring.is_multiple_of(2) {
             lock(&pair.rx).start(&config, base)?;
         } else {
-            lock(&pair.tx).queue.start(&config, base, Some(self.config.mtu))?;
+            lock(&pair.tx)
+                .queue
+                .start(&config, base, Some(self.config.mtu))?;
             pair.wake();
         }
         self.refresh(usize::from(ring / 2));
@@ -462,7 +501,9 @@ impl Device for GuestPort {
     }
 
     fn enable_ring(&self, ring: u16, on: bool) {
-        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return };
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
+            return;
+        };
         if ring.is_multiple_of(2) {
             lock(&pair.rx).set_enabled(on);
             self.refresh(usize::from(ring / 2));
@@ -477,20 +518,27 @@ impl Device for GuestPort {
         if ring.is_multiple_of(2) {
             return;
         }
-        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return };
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
+            return;
+        };
         let new = kick.map(File::from);
         let wake = lock(&pair.wake);
         let mut slot = lock(&pair.kick);
         if let Some(wake) = &*wake {
-            wake.replace_kick(slot.as_ref(), new.as_ref());
+            wake.replace_kick(pair.id, slot.as_ref(), new.as_ref());
         }
         *slot = new;
     }
 
     fn set_call(&self, ring: u16, call: Option<OwnedFd>) {
-        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else { return };
+        let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
+            return;
+        };
         let call = call.map(|fd| -> Arc<dyn Call> {
-            Arc::new(EventCall { event: File::from(fd), calls: Arc::clone(&pair.calls) })
+            Arc::new(EventCall {
+                event: File::from(fd),
+                calls: Arc::clone(&pair.calls),
+            })
         });
         if ring.is_multiple_of(2) {
             lock(&pair.rx).set_call(call);

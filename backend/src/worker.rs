@@ -18,13 +18,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
+use tandem_uplink::Now;
 use tandem_virtio_net::{Batch, Scratch};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -57,7 +58,7 @@ impl Window {
 
 /// A handle to a thread, by which queues tell it about work.
 #[derive(Clone)]
-pub struct Wake(Arc<Shared>);
+pub(crate) struct Wake(Arc<Shared>);
 
 struct Shared {
     epoll: OwnedFd,
@@ -82,17 +83,17 @@ impl PairRef {
 
 impl Wake {
     /// Wakes the thread up: something changed.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // A full counter is a wake-up on its way.
         let _ = self.0.event.write(1);
     }
 
     /// Listens to another kick descriptor in place of the old one.
-    pub fn replace_kick(&self, old: Option<&File>, new: Option<&File>) {
+    pub(crate) fn replace_kick(&self, pair: u64, old: Option<&File>, new: Option<&File>) {
         let epoll = self.0.epoll.as_raw_fd();
         let ctl = |op, fd: RawFd| {
             let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
-            epoll::ctl(epoll, op, fd, epoll::Event::new(events, 0))
+            epoll::ctl(epoll, op, fd, epoll::Event::new(events, pair))
         };
         if let Some(old) = old
             && let Err(e) = ctl(epoll::ControlOptions::EPOLL_CTL_DEL, old.as_raw_fd())
@@ -116,7 +117,7 @@ struct Worker {
 
 impl Worker {
     fn start(name: String, cpus: Vec<usize>) -> io::Result<Self> {
-        let epoll = owned(epoll::create(true)?);
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
         epoll::ctl(
@@ -139,7 +140,10 @@ impl Worker {
             }
             run(&mine);
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     fn assign(&self, pairs: Vec<PairRef>) {
@@ -161,16 +165,8 @@ impl Drop for Worker {
     }
 }
 
-/// Takes ownership of a descriptor that was just made.
-#[allow(unsafe_code)]
-fn owned(fd: RawFd) -> OwnedFd {
-    // SAFETY: `epoll::create` has just returned it, and nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
 /// The thread's loop.
 fn run(shared: &Shared) {
-    let clock = Instant::now();
     let mut batch = Batch::new();
     let mut scratch = Scratch::default();
     let mut pairs = Vec::new();
@@ -186,7 +182,7 @@ fn run(shared: &Shared) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        if serve_all(&pairs, &mut batch, &mut scratch, &clock) {
+        if serve_all(&pairs, &mut batch, &mut scratch) {
             if quiet_since.take().is_some() {
                 window.paid();
             }
@@ -203,7 +199,7 @@ fn run(shared: &Shared) {
             continue;
         }
         let slept = Instant::now();
-        sleep(shared);
+        sleep(shared, &pairs);
         window.slept(slept.elapsed());
         stop_kicks(&pairs);
         look_for_buffers(&pairs);
@@ -211,8 +207,8 @@ fn run(shared: &Shared) {
 }
 
 /// One burst of each pair. True if any had frames.
-fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch, clock: &Instant) -> bool {
-    let now = clock.elapsed().as_nanos() as u64;
+fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch) -> bool {
+    let now = Now::monotonic();
     let mut busy = false;
     for p in pairs {
         busy |= p.pair().serve(batch, scratch, now) != 0;
@@ -224,7 +220,6 @@ fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch, clock:
 fn ask_for_kicks(pairs: &[PairRef]) -> bool {
     let mut work = false;
     for p in pairs {
-        p.pair().rest();
         work |= p.pair().set_kicks(true);
     }
     if work {
@@ -245,20 +240,25 @@ fn look_for_buffers(pairs: &[PairRef]) {
     }
 }
 
-fn sleep(shared: &Shared) {
-    let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 8];
+fn sleep(shared: &Shared, pairs: &[PairRef]) {
+    let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 32];
     match epoll::wait(shared.epoll.as_raw_fd(), -1, &mut events) {
         Err(e) if e.kind() != io::ErrorKind::Interrupted => {
             error!("waiting for kicks failed: {e}");
             // Not a busy loop on an error that stays.
             std::thread::sleep(Duration::from_millis(10));
         }
-        _ => {}
+        Err(_) => {}
+        Ok(n) => {
+            for event in &events[..n] {
+                pairs.iter().for_each(|p| p.pair().count_kick(event.data));
+            }
+        }
     }
 }
 
 /// The threads of all VMs.
-pub struct Workers {
+pub(crate) struct Workers {
     cpus: Vec<usize>,
     vms: Mutex<BTreeMap<String, Vm>>,
 }
@@ -271,17 +271,15 @@ struct Vm {
 
 impl Workers {
     /// Threads run on `cpus`.
-    pub fn new(cpus: Vec<usize>) -> Self {
-        Self { cpus, vms: Mutex::default() }
-    }
-
-    /// Number of VMs that have a port.
-    pub fn vms(&self) -> usize {
-        lock(&self.vms).len()
+    pub(crate) fn new(cpus: Vec<usize>) -> Self {
+        Self {
+            cpus,
+            vms: Mutex::default(),
+        }
     }
 
     /// Serves a port's pairs from now on.
-    pub fn add_port(&self, vm: &str, port: Arc<GuestPort>) -> io::Result<()> {
+    pub(crate) fn add_port(&self, vm: &str, port: Arc<GuestPort>) -> io::Result<()> {
         let mut vms = lock(&self.vms);
         let entry = vms.entry(vm.to_owned()).or_default();
         entry.ports.push(Arc::clone(&port));
@@ -297,7 +295,7 @@ impl Workers {
     }
 
     /// Stops serving a port's pairs; the VM's threads end with its last port.
-    pub fn remove_port(&self, vm: &str, port: &Arc<GuestPort>) {
+    pub(crate) fn remove_port(&self, vm: &str, port: &Arc<GuestPort>) {
         let mut vms = lock(&self.vms);
         let Some(entry) = vms.get_mut(vm) else { return };
         entry.ports.retain(|p| !Arc::ptr_eq(p, port));
@@ -325,12 +323,16 @@ impl Vm {
 
     fn deal(&self) {
         let mut hands = vec![Vec::new(); self.workers.len()];
-        let pairs = self
-            .ports
-            .iter()
-            .flat_map(|port| (0..port.pairs().len()).map(|i| PairRef { port: Arc::clone(port), index: i }));
+        let pairs = self.ports.iter().flat_map(|port| {
+            (0..port.pairs().len()).map(|i| PairRef {
+                port: Arc::clone(port),
+                index: i,
+            })
+        });
         for (n, pair) in pairs.enumerate() {
-            let Some(to) = n.checked_rem(self.workers.len()) else { return };
+            let Some(to) = n.checked_rem(self.workers.len()) else {
+                return;
+            };
             hands[to].push(pair);
         }
         for (worker, hand) in self.workers.iter().zip(hands) {
@@ -357,7 +359,10 @@ mod tests {
     #[test]
     fn thread_names_fit_the_kernels_limit() {
         assert_eq!(thread_name("web", 0), "web/0");
-        assert_eq!(thread_name("a-very-long-name-of-a-vm", 12), "a-very-long-/12");
+        assert_eq!(
+            thread_name("a-very-long-name-of-a-vm", 12),
+            "a-very-long-/12"
+        );
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl Counters {
 
     /// Counts dropped frames.
     #[inline]
-    pub fn drop(&self, reason: DropReason, frames: u64) {
+    pub fn count_drop(&self, reason: DropReason, frames: u64) {
         if frames != 0 {
             self.drops[reason as usize].fetch_add(frames, Ordering::Relaxed);
         }

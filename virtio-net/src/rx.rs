@@ -47,6 +47,13 @@ impl Default for Scratch {
     }
 }
 
+impl Scratch {
+    /// Room for a whole frame with its vnet header, and for a segment made of it.
+    pub fn rooms(&mut self) -> (&mut [u8], &mut [u8]) {
+        (&mut self.frame, &mut self.segment)
+    }
+}
+
 /// What [`RxQueue::fill`] did.
 #[derive(Default)]
 pub struct Filled {
@@ -127,7 +134,7 @@ impl RxQueue {
             Some(Stopped::Broken(_) | Stopped::Fault) => Some(DropReason::RingBroken),
         };
         if let Some(reason) = reason {
-            counters.drop(reason, frames.len() as u64);
+            counters.count_drop(reason, frames.len() as u64);
             return Filled {
                 done: frames.len(),
                 ..Filled::default()
@@ -159,7 +166,7 @@ impl RxQueue {
         }
         for &i in frames {
             if self.state.is_broken() {
-                counters.drop(DropReason::RingBroken, 1);
+                counters.count_drop(DropReason::RingBroken, 1);
             } else if tally.bytes >= HOLD_BYTES {
                 break;
             } else {
@@ -253,12 +260,12 @@ impl RxQueue {
             let plain = offload::complete_checksum(frame, hdr.csum_start, hdr.csum_offset);
             match plain {
                 Ok(()) => self.deliver_bytes(ring, NetHdr::default(), frame, counters, tally),
-                Err(_) => counters.drop(DropReason::OffloadFailed, 1),
+                Err(_) => counters.count_drop(DropReason::OffloadFailed, 1),
             }
             return;
         };
         let Ok(mut segmenter) = Segmenter::new(&hdr, frame, leave_partial) else {
-            counters.drop(DropReason::OffloadFailed, 1);
+            counters.count_drop(DropReason::OffloadFailed, 1);
             return;
         };
         filled.segmented.0 += 1;
@@ -327,7 +334,7 @@ impl RxQueue {
         tally: &mut Tally,
     ) {
         if let Err(reason) = result {
-            counters.drop(reason, 1);
+            counters.count_drop(reason, 1);
             return;
         }
         let mut left = (len + self.state.hdr_len) as u32;

@@ -142,7 +142,7 @@ impl TxQueue {
                     seen.0 += 1;
                     seen.1 += bytes;
                     if let Err(reason) = result.and_then(|()| self.judge(batch)) {
-                        counters.drop(reason, 1);
+                        counters.count_drop(reason, 1);
                     }
                 }
             }

@@ -1,0 +1,259 @@
+//! Making a port, and taking it apart again.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_uplink::switch::SwitchError;
+use tandem_uplink::{
+    Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, TapError, Vid, VlanPolicy,
+};
+use tandem_virtio_net::Counters;
+
+use super::{Core, Port};
+use crate::config::{PortConfig, SocketRole, SwitchConfig};
+use crate::control::{Refused, RefusedKind};
+use crate::host::HostThread;
+use crate::port::{GuestPort, GuestPortConfig};
+use crate::vhost::{Device, Endpoint, Source};
+
+/// What is behind a port.
+pub(super) enum Outside {
+    /// A VM.
+    Guest {
+        port: Arc<GuestPort>,
+        endpoint: Endpoint,
+    },
+    /// The host.
+    Host { tap: Arc<Tap>, thread: HostThread },
+}
+
+pub(super) fn switch(name: &str, config: &SwitchConfig) -> Switch {
+    let sizes = tandem_uplink::SwitchConfig {
+        mac_entries: config.mac_limit as usize,
+        mac_ageing: Duration::from_secs(config.ageing_seconds.into()),
+        ..tandem_uplink::SwitchConfig::default()
+    };
+    Switch::new(name, sizes)
+}
+
+impl Core {
+    /// Makes a port. An error leaves nothing behind.
+    pub(super) fn build(&self, config: &PortConfig) -> Result<Port, Refused> {
+        let Some(switch) = self.switches.get(&config.switch) else {
+            let known: Vec<&str> = self.switches.keys().map(String::as_str).collect();
+            let reason = format!("there is no switch {}", config.switch);
+            let remedy = format!("use one of: {}", known.join(", "));
+            return Err(Refused::new(RefusedKind::NotFound, reason, remedy).about("switch"));
+        };
+        match &config.tap {
+            Some(tap) => self.build_host(config, switch, tap),
+            None => self.build_guest(config, switch),
+        }
+    }
+
+    fn build_guest(&self, config: &PortConfig, switch: &Arc<Switch>) -> Result<Port, Refused> {
+        let port = Arc::new(GuestPort::new(GuestPortConfig {
+            name: config.name.clone(),
+            queue_pairs: config.queue_pairs,
+            mtu: config.mtu,
+            failover: config.failover,
+        }));
+        let outlet: Arc<dyn Outlet> = port.clone();
+        let id = add_to(switch, config, Arc::clone(&port.from_vm), outlet)?;
+        let undo_switch = Undo::new(|| {
+            switch.remove_port(id);
+        });
+        port.attach(|| Forwarder::new(Arc::clone(switch), id));
+        self.workers
+            .add_port(&config.vm, Arc::clone(&port))
+            .map_err(|e| threads(&e))?;
+        let undo_workers = Undo::new(|| self.workers.remove_port(&config.vm, &port));
+        let device: Arc<dyn Device> = port.clone();
+        let endpoint = Endpoint::open(
+            &config.name,
+            &self.options.run_dir,
+            self.source(config)?,
+            device,
+        )
+        .map_err(|e| {
+            Refused::new(
+                RefusedKind::System,
+                e.to_string(),
+                "see the port's socket settings",
+            )
+            .about("socket")
+        })?;
+        undo_workers.keep();
+        undo_switch.keep();
+        let outside = Outside::Guest { port, endpoint };
+        let switch = Arc::clone(switch);
+        Ok(Port {
+            config: config.clone(),
+            switch,
+            id,
+            outside,
+            broken: None,
+            seen: 0,
+        })
+    }
+
+    fn source(&self, config: &PortConfig) -> Result<Source, Refused> {
+        if let Some(fd) = &config.socket_fd {
+            let fd = fd.try_clone().map_err(|e| {
+                Refused::new(
+                    RefusedKind::System,
+                    e.to_string(),
+                    "see the limit on descriptors",
+                )
+            })?;
+            return Ok(Source::Listener(fd));
+        }
+        let path = config
+            .socket_path(&self.options.run_dir)
+            .unwrap_or_default();
+        Ok(match config.socket_role {
+            SocketRole::Connect => Source::Connect { path },
+            SocketRole::Listen => Source::Listen {
+                path,
+                permissions: config.socket_permissions,
+                group: config.socket_group.clone(),
+            },
+        })
+    }
+
+    fn build_host(
+        &self,
+        config: &PortConfig,
+        switch: &Arc<Switch>,
+        tap: &str,
+    ) -> Result<Port, Refused> {
+        let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| tap_refused(&e))?);
+        let id = add_to(switch, config, Arc::clone(tap.from_vm()), tap.clone())?;
+        let undo_switch = Undo::new(|| {
+            switch.remove_port(id);
+        });
+        let forwarder = Forwarder::new(Arc::clone(switch), id);
+        let cpus = self.options.cpus.clone();
+        let thread = HostThread::start(&config.name, Arc::clone(&tap), forwarder, cpus)
+            .map_err(|e| threads(&e))?;
+        undo_switch.keep();
+        let outside = Outside::Host { tap, thread };
+        let switch = Arc::clone(switch);
+        Ok(Port {
+            config: config.clone(),
+            switch,
+            id,
+            outside,
+            broken: None,
+            seen: 0,
+        })
+    }
+
+    /// Ends a port: its session first, so that nothing comes from it any more.
+    pub(super) fn end(&self, port: Port) {
+        match port.outside {
+            Outside::Guest {
+                port: guest,
+                endpoint,
+            } => {
+                drop(endpoint);
+                self.workers.remove_port(&port.config.vm, &guest);
+            }
+            Outside::Host { thread, .. } => drop(thread),
+        }
+        port.switch.remove_port(port.id);
+    }
+}
+
+fn tap_refused(e: &TapError) -> Refused {
+    let words = e.to_string();
+    // What to do stands behind the last colon of every error but that of the system.
+    let (reason, remedy) = match (e, words.rsplit_once(": ")) {
+        (TapError::Io { .. }, _) | (_, None) => (words.as_str(), "see the kernel's log"),
+        (_, Some(parts)) => parts,
+    };
+    Refused::new(RefusedKind::System, reason, remedy).about("tap")
+}
+
+fn threads(e: &io::Error) -> Refused {
+    let reason = format!("a thread could not be started: {e}");
+    Refused::new(
+        RefusedKind::System,
+        reason,
+        "see the limits on threads and descriptors",
+    )
+}
+
+fn vlan(config: &PortConfig) -> Result<VlanPolicy, Refused> {
+    let vid = |key: &str, vlan: u16| {
+        Vid::new(vlan).map_err(|e| {
+            Refused::new(RefusedKind::Invalid, e.to_string(), "use 1 to 4094").about(key)
+        })
+    };
+    if let Some(vlan) = config.vlan {
+        return vid("vlan", vlan).map(VlanPolicy::Access);
+    }
+    let Some(list) = &config.trunk_vlans else {
+        return Ok(VlanPolicy::Untagged);
+    };
+    let vlans = list
+        .ranges()
+        .iter()
+        .cloned()
+        .flatten()
+        .filter_map(|v| Vid::new(v).ok())
+        .collect();
+    let native = config
+        .native_vlan
+        .map(|v| vid("native_vlan", v))
+        .transpose()?;
+    Ok(VlanPolicy::Trunk { vlans, native })
+}
+
+fn add_to(
+    switch: &Switch,
+    config: &PortConfig,
+    from_vm: Arc<Counters>,
+    outlet: Arc<dyn Outlet>,
+) -> Result<PortId, Refused> {
+    let mut spec = PortSpec::new(&config.name, from_vm, outlet);
+    spec.mac = config.mac;
+    spec.vlan = vlan(config)?;
+    spec.storm = match config.storm_limit {
+        0 => StormLimit::UNLIMITED,
+        rate => StormLimit::per_second(rate),
+    };
+    switch.add_port(spec).map_err(|e| {
+        let key = match e {
+            SwitchError::MacInUse { .. } | SwitchError::BadMac(_) => "mac",
+            _ => "name",
+        };
+        let remedy = match key {
+            "mac" => "give every port an address of its own",
+            _ => "choose another name, or another switch",
+        };
+        Refused::new(RefusedKind::Conflict, e.to_string(), remedy).about(key)
+    })
+}
+
+/// Runs an action unless it is kept: takes back what was made when a later step fails.
+struct Undo<F: FnMut()>(Option<F>);
+
+impl<F: FnMut()> Undo<F> {
+    fn new(action: F) -> Self {
+        Self(Some(action))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<F: FnMut()> Drop for Undo<F> {
+    fn drop(&mut self) {
+        if let Some(mut action) = self.0.take() {
+            action();
+        }
+    }
+}

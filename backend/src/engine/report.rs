@@ -1,0 +1,147 @@
+//! What ports and switches report.
+
+use std::sync::atomic::Ordering;
+
+use tandem_uplink::Switch;
+use tandem_virtio_net::Counters;
+use tandem_virtio_net::spec::feature_names;
+
+use super::Port;
+use super::build::Outside;
+use crate::port::{GuestPort, Pair};
+use crate::status::{
+    DirectionCounters, PortCounters, PortState, PortStatus, QueueStatus, RingFormat, SessionStatus,
+    SwitchCounters, SwitchStatus, Traffic,
+};
+use crate::vhost;
+
+pub(super) fn port(port: &Port) -> PortStatus {
+    let macs = port.switch.learned_macs(port.id);
+    let status = PortStatus {
+        name: port.config.name.clone(),
+        learned_macs: macs.iter().map(ToString::to_string).collect(),
+        ..PortStatus::default()
+    };
+    match &port.outside {
+        Outside::Guest { port, endpoint } => guest(port, &endpoint.status(), status),
+        Outside::Host { tap, .. } => PortStatus {
+            state: PortState::Up,
+            counters: PortCounters {
+                from_vm: DirectionCounters::from(&**tap.from_vm()),
+                to_vm: DirectionCounters::from(&**tap.to_vm()),
+            },
+            ..status
+        },
+    }
+}
+
+fn guest(port: &GuestPort, session: &vhost::SessionStatus, status: PortStatus) -> PortStatus {
+    let queues: Vec<QueueStatus> = port
+        .pairs()
+        .iter()
+        .enumerate()
+        .map(|(i, pair)| queue(i as u16, pair))
+        .collect();
+    let carries = queues.iter().any(|q| q.running && q.enabled);
+    let reason = vhost::Device::broken(port).or_else(|| session.reason.clone());
+    let reason = match reason {
+        None if !carries => Some("the VM's driver has not started the device".to_owned()),
+        reason => reason,
+    };
+    PortStatus {
+        state: if reason.is_none() {
+            PortState::Up
+        } else {
+            PortState::Down
+        },
+        reason,
+        session: Some(SessionStatus {
+            connected: session.connected,
+            connects: session.connects,
+            refused_connections: session.refused_connections,
+            features: feature_names(session.acked_features),
+            ring: carries.then_some(match session.packed {
+                true => RingFormat::Packed,
+                false => RingFormat::Split,
+            }),
+            memory_regions: session.memory_regions as u32,
+            last_error: session.last_error.clone(),
+        }),
+        counters: counters(port),
+        queues,
+        ..status
+    }
+}
+
+fn counters(port: &GuestPort) -> PortCounters {
+    let mut sum = PortCounters {
+        from_vm: DirectionCounters::from(&*port.from_vm),
+        to_vm: DirectionCounters::default(),
+    };
+    for pair in port.pairs() {
+        add(&mut sum.from_vm, &pair.from_vm);
+        add(&mut sum.to_vm, &pair.to_vm);
+    }
+    sum
+}
+
+fn add(sum: &mut DirectionCounters, counters: &Counters) {
+    sum.frames += counters.frames();
+    sum.bytes += counters.bytes();
+    for (reason, n) in counters.drops() {
+        *sum.drops.entry(reason.name().to_owned()).or_default() += n;
+    }
+}
+
+fn queue(pair_index: u16, pair: &Pair) -> QueueStatus {
+    let rings = pair.ring_state();
+    let traffic = |c: &Counters| Traffic {
+        frames: c.frames(),
+        bytes: c.bytes(),
+    };
+    QueueStatus {
+        pair: pair_index,
+        enabled: rings.enabled,
+        running: rings.running,
+        size: rings.size,
+        from_vm: traffic(&pair.from_vm),
+        to_vm: traffic(&pair.to_vm),
+        kicks: pair.kicks.load(Ordering::Relaxed),
+        calls: pair.calls.load(Ordering::Relaxed),
+    }
+}
+
+pub(super) fn switch<'a>(
+    name: &str,
+    switch: &Switch,
+    ports: impl Iterator<Item = &'a Port>,
+) -> SwitchStatus {
+    let counted = switch.counters();
+    let mut status = SwitchStatus {
+        name: name.to_owned(),
+        mac_table_entries: switch.mac_entry_count() as u32,
+        duplicate_macs: switch
+            .duplicates()
+            .iter()
+            .map(|d| d.mac.to_string())
+            .collect(),
+        counters: SwitchCounters {
+            frames: counted.frames,
+            unicast: counted.unicast,
+            flooded: counted.flooded,
+            copies: counted.copies,
+            ..SwitchCounters::default()
+        },
+        ..SwitchStatus::default()
+    };
+    for port in ports {
+        status.ports += 1;
+        let (frames, segments) = match &port.outside {
+            Outside::Guest { port, .. } => port.segmented(),
+            Outside::Host { tap, .. } => tap.segmented(),
+        };
+        status.counters.segmented_frames += frames;
+        status.counters.segments += segments;
+    }
+    status
+}

@@ -1,0 +1,96 @@
+//! The host's own port: a thread that reads frames from a TAP device and forwards them.
+//!
+//! Frames to the host need no thread: senders write them to the TAP themselves.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use log::error;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::fd::OwnedFd;
+use tandem_uplink::{Forwarder, Now, Tap};
+use tandem_virtio_net::{Batch, Scratch};
+
+/// The thread of a host port. Ends when dropped.
+pub(crate) struct HostThread {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Stop {
+    asked: AtomicBool,
+    event: OwnedFd,
+}
+
+impl HostThread {
+    /// Forwards what the host sends through `tap`, on one of `cpus`.
+    pub(crate) fn start(
+        name: &str,
+        tap: Arc<Tap>,
+        forwarder: Forwarder,
+        cpus: Vec<usize>,
+    ) -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let stop = Arc::new(Stop {
+            asked: AtomicBool::new(false),
+            event,
+        });
+        let mine = Arc::clone(&stop);
+        let name: String = name.chars().filter(char::is_ascii).take(15).collect();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(e) = crate::cpus::pin(&cpus) {
+                log::warn!("the thread's CPUs cannot be set: {e}");
+            }
+            run(&mine, &tap, forwarder);
+        })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for HostThread {
+    fn drop(&mut self) {
+        self.stop.asked.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.stop.event, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the host port's thread ended by a panic");
+        }
+    }
+}
+
+fn run(stop: &Stop, tap: &Tap, mut forwarder: Forwarder) {
+    let mut batch = Batch::with_own_bytes(Tap::BATCH_BYTES);
+    let mut scratch = Scratch::default();
+    while !stop.asked.load(Ordering::Acquire) {
+        match tap.read(&mut batch) {
+            Ok(0) => {
+                forwarder.shrink();
+                wait(&[tap.as_fd(), stop.event.as_fd()]);
+            }
+            Ok(_) => forwarder.forward(&mut batch, &mut scratch, Now::monotonic()),
+            Err(e) => {
+                error!("reading from the TAP failed: {e}");
+                // It may come back; meanwhile this is no busy loop.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        batch.clear();
+    }
+}
+
+fn wait(fds: &[BorrowedFd<'_>; 2]) {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    if let Err(e) = rustix::event::poll(&mut polled, None)
+        && e != rustix::io::Errno::INTR
+    {
+        error!("waiting for the TAP failed: {e}");
+    }
+}
