@@ -1,5 +1,6 @@
 //! The daemon `tandemd` and the CLI `tandem`.
 
+pub mod api;
 pub mod config;
 pub mod control;
 pub mod cpus;

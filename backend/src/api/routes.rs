@@ -1,0 +1,157 @@
+//! Paths and methods, each a call of [`Control`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::problem::Problem;
+use crate::control::{Control, Put, RefusedKind};
+use crate::status::Ports;
+
+/// Bytes of a request's body.
+const BODY_BYTES: usize = 64 << 10;
+/// Time for a request's body.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+type Answer = Result<Response, Problem>;
+type Shared = State<Arc<Control>>;
+
+/// All routes.
+pub(super) fn router(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/ports", get(list))
+        .route("/api/v1/ports/{name}", get(show).put(put).delete(remove))
+        .method_not_allowed_fallback(async || {
+            let remedy = "use GET, or on one port GET, PUT or DELETE";
+            Problem::request(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this cannot be done here",
+                remedy,
+            )
+        })
+        .fallback(async || {
+            let remedy = "use /api/v1/status, /api/v1/ports or /api/v1/ports/NAME";
+            Problem::request(StatusCode::NOT_FOUND, "there is no such path", remedy)
+        })
+        .with_state(control)
+}
+
+async fn status(State(control): Shared) -> Answer {
+    blocking(move || Ok(json(StatusCode::OK, &control.status()))).await
+}
+
+async fn list(State(control): Shared) -> Answer {
+    blocking(move || {
+        Ok(json(
+            StatusCode::OK,
+            &Ports {
+                ports: control.ports(),
+            },
+        ))
+    })
+    .await
+}
+
+async fn show(State(control): Shared, Path(name): Path<String>) -> Answer {
+    blocking(move || Ok(json(StatusCode::OK, &control.port(&name)?))).await
+}
+
+async fn put(
+    State(control): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    // RFC 9110, 13.1.2: `*` asks that there be none yet.
+    let create_only = headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|value| value == "*");
+    let settings = object(body).await?;
+    blocking(move || {
+        let put = control
+            .put(&name, &settings, create_only)
+            .map_err(|wrong| {
+                let exists = wrong.iter().any(|refused| {
+                    refused.kind == RefusedKind::Conflict
+                        && refused.field.as_deref() == Some("name")
+                });
+                match Problem::from(wrong) {
+                    problem if create_only && exists => {
+                        problem.with_status(StatusCode::PRECONDITION_FAILED)
+                    }
+                    problem => problem,
+                }
+            })?;
+        let status = match put {
+            Put::Created => StatusCode::CREATED,
+            Put::Replaced => StatusCode::OK,
+        };
+        Ok(json(status, &control.port(&name)?))
+    })
+    .await
+}
+
+async fn remove(State(control): Shared, Path(name): Path<String>) -> Answer {
+    blocking(move || {
+        control.remove(&name)?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    })
+    .await
+}
+
+/// Runs a call that may block away from the thread that serves everybody.
+async fn blocking(call: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    tokio::task::spawn_blocking(call).await.unwrap_or_else(|_| {
+        let remedy = "see the daemon's log, and report it";
+        Err(Problem::request(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request failed",
+            remedy,
+        ))
+    })
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    (status, Json(value)).into_response()
+}
+
+/// Reads a body that is a JSON object; none at all is an empty one.
+async fn object(body: Body) -> Result<Map<String, Value>, Problem> {
+    let bytes = match tokio::time::timeout(BODY_TIME, to_bytes(body, BODY_BYTES)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => {
+            let reason = format!("the body is longer than {BODY_BYTES} bytes, or broke off");
+            let remedy = "send one JSON object of settings";
+            return Err(Problem::request(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                reason,
+                remedy,
+            ));
+        }
+        Err(_) => {
+            let reason = format!("the body took longer than {} s", BODY_TIME.as_secs());
+            return Err(Problem::request(
+                StatusCode::REQUEST_TIMEOUT,
+                reason,
+                "send it whole",
+            ));
+        }
+    };
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let reason = format!("the body is not a JSON object: {error}");
+        let remedy = r#"send settings, such as {"mtu": 9000}"#;
+        Problem::request(StatusCode::BAD_REQUEST, reason, remedy)
+    })
+}
