@@ -202,3 +202,7 @@ impl Ring {
         both!(self, r => r.describe())
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;
