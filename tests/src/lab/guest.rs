@@ -378,6 +378,24 @@ impl Guest {
         .map(drop)
     }
 
+    /// Starts an iperf3 server in the background and waits until it listens.
+    pub fn serve_iperf(&mut self) -> Result<()> {
+        self.exec("/real/iperf3 -s -D && until netstat -ltn | grep -q :5201; do sleep 0.05; done")
+            .map(drop)
+    }
+
+    /// The virtio features an interface's driver negotiated, as bit numbers.
+    pub fn features(&mut self, interface: &str) -> Result<Vec<usize>> {
+        let bits = self.exec(&format!("cat /sys/class/net/{interface}/device/features"))?;
+        Ok(bits
+            .trim()
+            .chars()
+            .enumerate()
+            .filter(|(_, c)| *c == '1')
+            .map(|(bit, _)| bit)
+            .collect())
+    }
+
     /// Resets the machine as its button would, and waits until it is up again.
     pub fn reset(&mut self) -> Result<()> {
         self.qmp.execute("system_reset", json!({}))?;
@@ -417,6 +435,27 @@ impl Guest {
         let console = tail(&self.console, 15);
         Err(error.context(format!("guest {name}; its console:\n{console}\n")))
     }
+}
+
+/// Boots guests at the same time.
+pub fn boot_all(dir: &Path, configs: impl IntoIterator<Item = GuestConfig>) -> Result<Vec<Guest>> {
+    let started: Result<Vec<Guest>> = configs
+        .into_iter()
+        .map(|config| config.start(dir))
+        .collect();
+    let mut guests = started?;
+    for guest in &mut guests {
+        guest.wait_ready(PATIENCE)?;
+    }
+    Ok(guests)
+}
+
+/// Boots two guests at the same time.
+pub fn boot_two(dir: &Path, a: GuestConfig, b: GuestConfig) -> Result<(Guest, Guest)> {
+    let (mut a, mut b) = (a.start(dir)?, b.start(dir)?);
+    a.wait_ready(PATIENCE)?;
+    b.wait_ready(PATIENCE)?;
+    Ok((a, b))
 }
 
 /// Runs a command in a guest started by another process in `dir`.

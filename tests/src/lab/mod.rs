@@ -15,7 +15,7 @@ pub mod qmp;
 pub mod testpmd;
 
 pub use daemon::Daemon;
-pub use guest::{Guest, GuestConfig, Nic};
+pub use guest::{Guest, GuestConfig, Nic, boot_all, boot_two};
 pub use image::{Qemu, qemus};
 pub use testpmd::{Testpmd, TestpmdConfig};
 
@@ -33,6 +33,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Need {
     /// QEMU, busybox and the guest kernel that `ci/setup` gets.
     Guests,
+    /// QEMU 10 beside an older system QEMU.
+    NewerQemu,
     /// Root, for TAP devices.
     Root,
     /// A program on the PATH, and the package it comes from.
@@ -46,6 +48,9 @@ impl Need {
     fn missing(&self) -> Option<String> {
         match self {
             Need::Guests => image::missing(),
+            Need::NewerQemu => qemus().is_ok_and(|found| found.len() < 2).then(|| {
+                "no second QEMU: the system's is new, or there are no backports".to_string()
+            }),
             Need::Root => (!is_root()).then(|| "needs root".to_string()),
             Need::Program(program, package) => find_program(program)
                 .is_none()
@@ -120,6 +125,11 @@ pub fn scenario(name: &str, needs: &[Need], body: impl FnOnce(&Lab) -> Result<()
             resume_unwind(panic)
         }
     }
+}
+
+/// Whether there is time for more: `ci/test --long`.
+pub fn long() -> bool {
+    std::env::var_os("TANDEM_LONG").is_some()
 }
 
 /// Says that a whole test is skipped. `ci/test` counts these lines.
