@@ -32,7 +32,7 @@ const MAX_SETS: usize = 32_768;
 /// Look-ups after which it is decided whether to grow.
 const WINDOW: u32 = 4096;
 /// Share of look-ups that may evict a verdict before the cache grows.
-const TOLERATED: u32 = WINDOW / 16;
+const TOLERATED: u32 = WINDOW / 8;
 
 /// What a port's policy looks at, in `W` words. Today addresses and tag are all it does.
 pub(crate) type Key<const W: usize> = [u64; W];

@@ -392,15 +392,16 @@ impl MacTable {
         self.remove_if(&mut self.lock(), |key, _, _| key.mac() == mac);
     }
 
-    /// Forgets addresses not seen for more than `limit` seconds, and moves as old as that.
+    /// Forgets addresses not seen for more than `limit` seconds, and moves as old as that. Called
+    /// often enough to find each before its age reaches 32,768.
     pub(crate) fn age(&self, now: u64, limit: u16) {
         if self.len() == 0 {
             return;
         }
         let mut control = self.lock();
-        self.remove_if(&mut control, |_, _, seen| {
-            (now as u16).wrapping_sub(seen) > limit
-        });
+        // Signed: a thread may have read its clock after the caller did.
+        let age = |seen| i32::from((now as u16).wrapping_sub(seen) as i16);
+        self.remove_if(&mut control, |_, _, seen| age(seen) > limit.into());
         control
             .moves
             .retain(|_, m| now.saturating_sub(m.last) <= limit.into());

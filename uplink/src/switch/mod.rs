@@ -166,7 +166,7 @@ pub enum SwitchError {
 pub struct SwitchConfig {
     /// Addresses it learns, up to 32,768. Beyond, frames are flooded.
     pub mac_entries: usize,
-    /// How long an address is remembered that sends nothing, 1 s to 32,767 s (IEEE 802.1Q,
+    /// How long an address is remembered that sends nothing, 1 s to 32,000 s (IEEE 802.1Q,
     /// 8.8.3, recommends 300 s).
     pub mac_ageing: Duration,
     /// Bytes that all flow caches together may take beyond their first.
@@ -247,7 +247,7 @@ impl Switch {
     pub fn new(name: impl Into<String>, config: SwitchConfig) -> Self {
         Self {
             name: name.into(),
-            ageing: config.mac_ageing.as_secs().clamp(1, 32_767) as u16,
+            ageing: config.mac_ageing.as_secs().clamp(1, 32_000) as u16,
             snapshot: ArcSwap::from_pointee(Snapshot::new(1, Vec::new())),
             table: MacTable::new(config.mac_entries),
             counts: counters::Counts::default(),

@@ -1,0 +1,470 @@
+//! What a switch does with frames, seen from its ports.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::{Port, SECOND, access, frame, mac, tagged, trunk};
+use tandem_uplink::switch::{MacEntry, SwitchError};
+use tandem_uplink::{Mac, Now, PortPolicy, StormLimit, Switch, SwitchConfig};
+use tandem_virtio_net::DropReason;
+
+fn switch() -> Arc<Switch> {
+    Arc::new(Switch::new("default", SwitchConfig::default()))
+}
+
+/// Three ports in the untagged domain.
+fn three(switch: &Arc<Switch>) -> [Port; 3] {
+    ["a", "b", "c"].map(|name| Port::add(switch, name, |_| {}))
+}
+
+/// The numbers of the frames a port got.
+fn numbers(port: &Port) -> Vec<u32> {
+    port.got().into_iter().map(|(number, _)| number).collect()
+}
+
+/// Forgets what a port got.
+fn forget(port: &Port) {
+    port.got();
+}
+
+#[test]
+fn a_frame_is_flooded_until_its_destination_has_been_heard() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    a.send(&[frame(mac(2), mac(1), 1)], 0);
+    assert_eq!(
+        (numbers(&a), numbers(&b), numbers(&c)),
+        (vec![], vec![1], vec![1])
+    );
+    b.send(&[frame(mac(1), mac(2), 2)], 0);
+    assert_eq!(
+        (numbers(&a), numbers(&b), numbers(&c)),
+        (vec![2], vec![], vec![])
+    );
+    a.send(&[frame(mac(2), mac(1), 3), frame(mac(2), mac(1), 4)], 0);
+    assert_eq!((numbers(&b), numbers(&c)), (vec![3, 4], vec![]));
+    assert_eq!(switch.learned_macs(a.id), [mac(1)]);
+    let counters = switch.counters();
+    assert_eq!((counters.frames, counters.unicast), (4, 3));
+    assert_eq!((counters.flooded, counters.copies), (1, 2));
+}
+
+#[test]
+fn a_burst_reaches_each_receiver_in_order() {
+    let switch = switch();
+    let [mut a, mut b, mut c] = three(&switch);
+    b.send(&[frame(Mac::BROADCAST, mac(2), 0)], 0);
+    c.send(&[frame(Mac::BROADCAST, mac(3), 0)], 0);
+    [&a, &b, &c].into_iter().for_each(forget);
+    let to = [
+        mac(2),
+        Mac::BROADCAST,
+        mac(3),
+        mac(2),
+        mac(9),
+        mac(3),
+        mac(2),
+    ];
+    let burst: Vec<_> = (0..64)
+        .map(|i| frame(to[i as usize % to.len()], mac(1), i))
+        .collect();
+    a.send(&burst, 0);
+    let expected = |own: Mac| {
+        let goes = |i: &u32| {
+            ![mac(2), mac(3)]
+                .iter()
+                .any(|m| *m == to[*i as usize % 7] && *m != own)
+        };
+        (0..64).filter(goes).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&b), expected(mac(2)));
+    assert_eq!(numbers(&c), expected(mac(3)));
+}
+
+#[test]
+fn frames_that_end_here_are_counted_by_reason() {
+    let switch = switch();
+    let [mut a, b, c] = three(&switch);
+    let zero = Mac([0; 6]);
+    a.send(
+        &[frame(mac(2), zero, 1), frame(mac(2), Mac::BROADCAST, 2)],
+        0,
+    );
+    assert_eq!(a.dropped(DropReason::BadSourceMac), 2);
+    let lldp = Mac([1, 0x80, 0xc2, 0, 0, 0x0e]);
+    let stp = Mac([1, 0x80, 0xc2, 0, 0, 0]);
+    a.send(&[frame(lldp, mac(1), 3), frame(stp, mac(1), 4)], 0);
+    assert_eq!(a.dropped(DropReason::LinkLocal), 2);
+    a.send(
+        &[
+            tagged(mac(2), mac(1), &[5], 5),
+            tagged(mac(2), mac(1), &[0, 5], 6),
+        ],
+        0,
+    );
+    assert_eq!(a.dropped(DropReason::VlanNotAllowed), 2);
+    a.send(&[frame(mac(1), mac(1), 7)], 0);
+    assert_eq!(a.dropped(DropReason::Hairpin), 1);
+    b.sink.ready.store(false, Ordering::Relaxed);
+    c.sink.ready.store(false, Ordering::Relaxed);
+    a.send(&[frame(Mac::BROADCAST, mac(1), 8)], 0);
+    assert_eq!(a.dropped(DropReason::NoReceiver), 1);
+    assert_eq!((b.got(), c.got()), (vec![], vec![]));
+    let counters = switch.counters();
+    let dropped: u64 = a.from_vm.drops().map(|(_, n)| n).sum();
+    assert_eq!(
+        (counters.frames, counters.unicast, counters.flooded),
+        (dropped, 0, 0)
+    );
+}
+
+#[test]
+fn a_known_receiver_that_is_not_ready_still_ends_the_frame() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    b.send(&[frame(mac(9), mac(2), 0)], 0);
+    b.sink.ready.store(false, Ordering::Relaxed);
+    [&a, &c].into_iter().for_each(forget);
+    a.send(&[frame(mac(2), mac(1), 1)], 0);
+    assert_eq!((numbers(&b), numbers(&c)), (vec![1], vec![]));
+}
+
+#[test]
+fn vlans_keep_to_themselves_and_trunks_see_tags() {
+    let switch = switch();
+    let mut a = Port::add(&switch, "a", |p| p.vlan = access(10));
+    let b = Port::add(&switch, "b", |p| p.vlan = access(10));
+    let c = Port::add(&switch, "c", |p| p.vlan = access(20));
+    let plain = Port::add(&switch, "plain", |_| {});
+    let mut tags = Port::add(&switch, "tags", |p| p.vlan = trunk("10,20", None));
+    let native = Port::add(&switch, "native", |p| p.vlan = trunk("20", Some(10)));
+    a.send(&[tagged(Mac::BROADCAST, mac(1), &[0xa000], 1)], 0);
+    assert_eq!(b.got(), [(1, None)]);
+    assert_eq!(tags.got(), [(1, Some(0xa00a))]);
+    assert_eq!(native.got(), [(1, None)]);
+    assert_eq!((c.got(), plain.got()), (vec![], vec![]));
+    // To the known address, by the pipeline and by the cache.
+    for number in [2, 3] {
+        tags.send(&[tagged(mac(1), mac(7), &[0x600a], number)], 0);
+        assert_eq!(a.got(), [(number, None)]);
+        tags.send(&[tagged(mac(1), mac(7), &[20], number)], 0);
+        assert_eq!(
+            (a.got(), c.got()),
+            (vec![], vec![(number, None)]),
+            "another VLAN"
+        );
+        assert_eq!(native.got(), [(number, Some(20))]);
+    }
+    a.send(&[frame(mac(7), mac(1), 4)], 0);
+    assert_eq!(tags.got(), [(4, Some(10))]);
+    assert_eq!(switch.learned_macs(tags.id), [mac(7)]);
+}
+
+#[test]
+fn a_fixed_address_cannot_be_taken() {
+    let switch = switch();
+    let mut a = Port::add(&switch, "a", |p| p.mac = Some(mac(1)));
+    let [mut b, c] = ["b", "c"].map(|name| Port::add(&switch, name, |_| {}));
+    b.send(&[frame(mac(1), mac(2), 1)], 0);
+    assert_eq!(
+        (numbers(&a), numbers(&c)),
+        (vec![1], vec![]),
+        "known before it has spoken"
+    );
+    b.send(&[frame(mac(2), mac(1), 2)], 0);
+    assert_eq!(b.dropped(DropReason::SpoofedMac), 1);
+    a.send(&[frame(mac(2), mac(1), 3), frame(mac(2), mac(5), 4)], 0);
+    assert_eq!(numbers(&b), [3, 4], "the port may use other addresses too");
+    let entry = |vlan, n, port: &Port| MacEntry {
+        mac: mac(n),
+        vlan,
+        port: port.id,
+    };
+    let known = [
+        entry(None, 1, &a),
+        entry(Some(0), 2, &b),
+        entry(Some(0), 5, &a),
+    ];
+    assert_eq!(switch.mac_entries(), known);
+    assert_eq!(switch.mac_entry_count(), 3);
+}
+
+#[test]
+fn an_address_fixed_later_is_taken_from_who_has_learned_it() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    b.send(&[frame(mac(9), mac(1), 0)], 0);
+    c.got();
+    a.send(&[frame(mac(1), mac(3), 1)], 0);
+    assert_eq!(numbers(&b), [1]);
+    let policy = PortPolicy {
+        mac: Some(mac(1)),
+        ..PortPolicy::default()
+    };
+    switch.update_port(c.id, policy).unwrap();
+    a.send(&[frame(mac(1), mac(3), 2)], 0);
+    assert_eq!((numbers(&b), numbers(&c)), (vec![], vec![2]));
+    b.send(&[frame(mac(9), mac(1), 3)], 0);
+    assert_eq!(b.dropped(DropReason::SpoofedMac), 1);
+}
+
+#[test]
+fn an_address_moves_but_does_not_thrash() {
+    let switch = switch();
+    let [mut a, mut b, mut c] = three(&switch);
+    a.send(&[frame(mac(9), mac(1), 0)], 10 * SECOND);
+    b.send(&[frame(mac(9), mac(1), 0)], 10 * SECOND);
+    assert_eq!(
+        (switch.learned_macs(a.id), switch.learned_macs(b.id)),
+        (vec![], vec![mac(1)])
+    );
+    assert!(switch.duplicates().is_empty(), "a move is no duplicate");
+    a.send(&[frame(mac(9), mac(1), 0)], 10 * SECOND);
+    assert_eq!(switch.learned_macs(b.id), [mac(1)], "too soon");
+    assert_eq!(switch.counters().unlearned, 1);
+    a.send(&[frame(mac(9), mac(1), 0)], 12 * SECOND);
+    let duplicates = switch.duplicates();
+    assert_eq!((duplicates[0].mac, duplicates[0].moves), (mac(1), 2));
+    assert_eq!(duplicates[0].ports, [b.id, a.id]);
+    assert_eq!(switch.counters().mac_moves, 2);
+    [&a, &b].into_iter().for_each(forget);
+    c.send(&[frame(mac(1), mac(3), 5)], 12 * SECOND);
+    assert_eq!((numbers(&a), numbers(&b)), (vec![5], vec![]));
+    switch.age(Now(400 * SECOND));
+    assert!(switch.duplicates().is_empty());
+}
+
+#[test]
+fn a_cached_verdict_follows_its_destination() {
+    let switch = switch();
+    let [mut a, mut b, mut c] = three(&switch);
+    b.send(&[frame(mac(9), mac(2), 0)], 0);
+    a.send(&[frame(mac(2), mac(1), 1)], 0);
+    a.send(&[frame(mac(2), mac(1), 2)], 0);
+    c.got();
+    c.send(&[frame(mac(1), mac(2), 0)], 5 * SECOND);
+    [&a, &b].into_iter().for_each(forget);
+    a.send(&[frame(mac(2), mac(1), 3)], 5 * SECOND);
+    assert_eq!((numbers(&b), numbers(&c)), (vec![], vec![3]), "it moved");
+    assert!(switch.remove_port(c.id));
+    a.send(&[frame(mac(2), mac(1), 4)], 5 * SECOND);
+    assert_eq!(
+        (numbers(&b), numbers(&c)),
+        (vec![4], vec![]),
+        "its port is gone: flooded"
+    );
+}
+
+#[test]
+fn silent_addresses_are_forgotten_and_busy_ones_are_not() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    b.send(&[frame(mac(9), mac(2), 0)], 0);
+    a.send(&[frame(mac(2), mac(1), 0)], 0);
+    c.got();
+    for minute in 1..=5 {
+        // Out of the cache, which refreshes too.
+        a.send(&[frame(mac(2), mac(1), 0)], minute * 60 * SECOND);
+        switch.age(Now(minute * 60 * SECOND));
+    }
+    assert_eq!(switch.mac_entry_count(), 2);
+    switch.age(Now(301 * SECOND));
+    assert_eq!(
+        (switch.learned_macs(a.id), switch.learned_macs(b.id)),
+        (vec![mac(1)], vec![])
+    );
+    numbers(&b);
+    a.send(&[frame(mac(2), mac(1), 7)], 301 * SECOND);
+    assert_eq!((numbers(&b), numbers(&c)), (vec![7], vec![7]));
+}
+
+#[test]
+fn a_port_learns_so_many_addresses_and_no_more() {
+    let switch = switch();
+    let mut a = Port::add(&switch, "a", |p| p.mac_limit = 10);
+    let mut b = Port::add(&switch, "b", |_| {});
+    let burst: Vec<_> = (0..64).map(|n| frame(Mac::BROADCAST, mac(n), n)).collect();
+    a.send(&burst, 0);
+    a.send(&burst, 0);
+    assert_eq!(switch.port(a.id).unwrap().learned, 10);
+    assert_eq!(numbers(&b).len(), 128, "carried all the same");
+    assert_eq!(switch.counters().unlearned, 2, "once a burst");
+    b.send(
+        &[frame(mac(3), mac(100), 0), frame(mac(50), mac(100), 0)],
+        0,
+    );
+    let counters = switch.counters();
+    assert_eq!((counters.unicast, counters.flooded), (1, 129));
+}
+
+#[test]
+fn the_table_is_bounded_too() {
+    let config = SwitchConfig {
+        mac_entries: 20,
+        ..SwitchConfig::default()
+    };
+    let switch = Arc::new(Switch::new("small", config));
+    let [mut a, mut b, _c] = three(&switch);
+    let burst = |from: u32| -> Vec<_> {
+        (from..from + 15)
+            .map(|n| frame(Mac::BROADCAST, mac(n), n))
+            .collect()
+    };
+    a.send(&burst(0), 0);
+    b.send(&burst(100), 0);
+    assert_eq!(
+        (
+            switch.learned_macs(a.id).len(),
+            switch.learned_macs(b.id).len()
+        ),
+        (15, 5)
+    );
+}
+
+#[test]
+fn the_storm_limit_is_for_what_is_flooded() {
+    let switch = switch();
+    let mut a = Port::add(&switch, "a", |p| p.storm = StormLimit::per_second(100));
+    let mut b = Port::add(&switch, "b", |_| {});
+    b.send(&[frame(mac(9), mac(2), 0)], 0);
+    let burst: Vec<_> = (0..60)
+        .map(|i| frame(if i % 2 == 0 { mac(2) } else { Mac::BROADCAST }, mac(1), i))
+        .collect();
+    a.send(&burst, SECOND);
+    let got = numbers(&b);
+    assert_eq!(got.len(), 30 + 10);
+    assert_eq!(
+        got[..20],
+        (0..20).collect::<Vec<_>>(),
+        "the first pass, in order"
+    );
+    assert_eq!(a.dropped(DropReason::StormLimit), 20);
+    a.send(&burst, SECOND + SECOND / 20);
+    assert_eq!(numbers(&b).len(), 30 + 5);
+}
+
+#[test]
+fn ports_are_checked_and_ids_are_not_used_again() {
+    let switch = switch();
+    let a = Port::add(&switch, "a", |p| p.mac = Some(mac(1)));
+    let b = Port::add(&switch, "b", |_| {});
+    let again = |name: &str, of: &Port, vlan| {
+        let mut spec = tandem_uplink::PortSpec::new(name, of.from_vm.clone(), of.sink.clone());
+        spec.mac = Some(mac(1));
+        spec.vlan = vlan;
+        switch.add_port(spec)
+    };
+    let taken = SwitchError::MacInUse {
+        mac: mac(1),
+        port: "a".into(),
+    };
+    assert_eq!(again("c", &b, Default::default()), Err(taken.clone()));
+    assert!(matches!(
+        again("b", &b, access(9)),
+        Err(SwitchError::NameInUse { .. })
+    ));
+    let elsewhere = again("c", &b, access(9)).expect("the address is free in another VLAN");
+    let policy = |n: Option<Mac>| PortPolicy {
+        mac: n,
+        ..PortPolicy::default()
+    };
+    assert_eq!(switch.update_port(b.id, policy(Some(mac(1)))), Err(taken));
+    let group = Mac::BROADCAST;
+    assert_eq!(
+        switch.update_port(b.id, policy(Some(group))),
+        Err(SwitchError::BadMac(group))
+    );
+    assert_eq!(
+        switch.update_port(a.id, policy(Some(mac(1)))),
+        Ok(()),
+        "its own"
+    );
+    assert!(switch.remove_port(a.id) && !switch.remove_port(a.id));
+    let new = Port::add(&switch, "a", |_| {});
+    assert_ne!(new.id, a.id);
+    assert_eq!(
+        switch.update_port(a.id, policy(None)),
+        Err(SwitchError::NoSuchPort)
+    );
+    assert!(switch.port(a.id).is_none() && switch.port(elsewhere).is_some());
+    let mut names: Vec<_> = switch.ports().into_iter().map(|p| p.name).collect();
+    names.sort();
+    assert_eq!(names, ["a", "b", "c"]);
+}
+
+#[test]
+fn a_removed_port_is_let_go_of_while_its_neighbours_sleep() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    a.send(&[frame(Mac::BROADCAST, mac(1), 0)], 0);
+    b.send(&[frame(mac(1), mac(2), 0)], 0);
+    let Port {
+        id,
+        sink,
+        from_vm,
+        mut forwarder,
+    } = c;
+    let gone = Arc::downgrade(&sink);
+    drop(sink);
+    assert!(gone.upgrade().is_some(), "the switch has it");
+    assert!(switch.remove_port(id));
+    assert!(gone.upgrade().is_none());
+    // What its queue still had in hand goes nowhere.
+    let mut batch = tandem_virtio_net::Batch::with_own_bytes(1 << 18);
+    batch
+        .push_frame(Default::default(), &frame(mac(1), mac(3), 0))
+        .unwrap();
+    numbers(&a);
+    forwarder.forward(&mut batch, &mut Default::default(), Now(0));
+    assert_eq!(from_vm.dropped(DropReason::NoReceiver), 1);
+    assert_eq!(numbers(&a), []);
+}
+
+#[test]
+fn changing_the_vlan_of_a_port_forgets_where_it_was() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    b.send(&[frame(mac(9), mac(2), 0)], 0);
+    c.got();
+    a.send(&[frame(mac(2), mac(1), 1)], 0);
+    assert_eq!(numbers(&b), [1]);
+    let policy = PortPolicy {
+        vlan: access(10),
+        ..PortPolicy::default()
+    };
+    switch.update_port(b.id, policy).unwrap();
+    a.send(&[frame(mac(2), mac(1), 2)], 0);
+    assert_eq!(
+        (numbers(&b), numbers(&c)),
+        (vec![], vec![2]),
+        "no member of the domain any more"
+    );
+    let storm = PortPolicy {
+        storm: StormLimit::per_second(1),
+        ..PortPolicy::default()
+    };
+    switch.update_port(a.id, storm).unwrap();
+    assert_eq!(
+        switch.learned_macs(a.id),
+        [mac(1)],
+        "its limit has nothing to do with it"
+    );
+}
+
+#[test]
+fn the_ageing_time_is_a_setting() {
+    let config = SwitchConfig {
+        mac_ageing: Duration::from_secs(10),
+        ..SwitchConfig::default()
+    };
+    let switch = Arc::new(Switch::new("hasty", config));
+    let [mut a, _b, _c] = three(&switch);
+    a.send(&[frame(mac(9), mac(1), 0)], 0);
+    switch.age(Now(10 * SECOND));
+    assert_eq!(switch.mac_entry_count(), 1);
+    switch.age(Now(11 * SECOND));
+    assert_eq!(switch.mac_entry_count(), 0);
+}
