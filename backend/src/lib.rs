@@ -1,9 +1,12 @@
 //! The daemon `tandemd` and the CLI `tandem`.
 
 pub mod api;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod cpus;
+pub mod daemon;
 pub mod engine;
 mod host;
 pub mod port;

@@ -15,7 +15,7 @@ pub(crate) const API_SOCKET: &str = "api.sock";
 const TAP_MTU_MAX: u16 = 65_521;
 
 /// Checks one port by itself.
-pub(super) fn port(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
+pub(crate) fn port(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
     let mut wrong = vlans(port);
     match &port.tap {
         Some(_) => wrong.extend(tap(port)),

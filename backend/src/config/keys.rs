@@ -1,7 +1,5 @@
 //! The table of keys. It drives the file, `--port`, the API and the flags of `tandem port add`.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use super::value::{Bad, flag, listed, name, number, octal, text, vlan};
@@ -42,112 +40,127 @@ pub static PORT_KEYS: &[Key<PortConfig>] = &[
         kind: Kind::Text,
         value: "NAME",
         help: "VM whose port it is (default: the port's name)",
-        set: |port, value| Ok(port.vm = name(value)?),
+        set: |port, value| put(&mut port.vm, name(value)),
     },
     Key {
         name: "switch",
         kind: Kind::Text,
         value: "NAME",
         help: "switch it is on (default: default)",
-        set: |port, value| Ok(port.switch = name(value)?),
+        set: |port, value| put(&mut port.switch, name(value)),
     },
     Key {
         name: "socket",
         kind: Kind::Text,
         value: "PATH",
         help: "vhost-user socket, relative to the run directory (default: NAME.sock)",
-        set: |port, value| Ok(port.socket = Some(PathBuf::from(path(value)?))),
+        set: |port, value| put(&mut port.socket, path(value).map(|path| Some(path.into()))),
     },
     Key {
         name: "socket_role",
         kind: Kind::Text,
         value: "ROLE",
         help: "listen: the VMM connects; connect: the VMM listens (default: listen)",
-        set: |port, value| Ok(port.socket_role = role(value)?),
+        set: |port, value| put(&mut port.socket_role, role(value)),
     },
     Key {
         name: "socket_group",
         kind: Kind::Text,
         value: "GROUP",
         help: "group of the socket, such as kvm",
-        set: |port, value| Ok(port.socket_group = Some(group(value)?)),
+        set: |port, value| put(&mut port.socket_group, group(value).map(Some)),
     },
     Key {
         name: "socket_permissions",
         kind: Kind::Text,
         value: "OCTAL",
         help: "permissions of the socket (default: 0660)",
-        set: |port, value| Ok(port.socket_permissions = octal(value)?),
+        set: |port, value| put(&mut port.socket_permissions, octal(value)),
     },
     Key {
         name: "tap",
         kind: Kind::Text,
         value: "DEVICE",
         help: "TAP device: the port is the host itself and has no socket",
-        set: |port, value| Ok(port.tap = Some(device(value)?)),
+        set: |port, value| put(&mut port.tap, device(value).map(Some)),
     },
     Key {
         name: "mac",
         kind: Kind::Text,
         value: "MAC",
         help: "MAC address of the VM (default: learned)",
-        set: |port, value| Ok(port.mac = Some(mac(value)?)),
+        set: |port, value| put(&mut port.mac, mac(value).map(Some)),
     },
     Key {
         name: "queue_pairs",
         kind: Kind::Number,
         value: "N",
         help: "queue pairs, 1 to 32 (default: 1)",
-        set: |port, value| Ok(port.queue_pairs = number(value, 1..=32)? as u16),
+        set: |port, value| {
+            put(
+                &mut port.queue_pairs,
+                number(value, 1..=32).map(|n| n as u16),
+            )
+        },
     },
     Key {
         name: "mtu",
         kind: Kind::Number,
         value: "BYTES",
         help: "largest packet, 68 to 65535 (default: 1500)",
-        set: |port, value| Ok(port.mtu = number(value, 68..=65_535)? as u16),
+        set: |port, value| put(&mut port.mtu, number(value, 68..=65_535).map(|n| n as u16)),
     },
     Key {
         name: "feature_level",
         kind: Kind::Number,
         value: "LEVEL",
         help: "pinned set of features; this version knows level 1 (default: 1)",
-        set: |port, value| Ok(port.feature_level = number(value, 1..=1)? as u32),
+        set: |port, value| {
+            put(
+                &mut port.feature_level,
+                number(value, 1..=1).map(|n| n as u32),
+            )
+        },
     },
     Key {
         name: "failover",
         kind: Kind::Flag,
         value: "true|false",
         help: "whether the guest pairs this NIC with a VF (default: false)",
-        set: |port, value| Ok(port.failover = flag(value)?),
+        set: |port, value| put(&mut port.failover, flag(value)),
     },
     Key {
         name: "vlan",
         kind: Kind::Number,
         value: "VLAN",
         help: "VLAN of an access port, 1 to 4094 (default: untagged frames only)",
-        set: |port, value| Ok(port.vlan = Some(vlan(value)?)),
+        set: |port, value| put(&mut port.vlan, vlan(value).map(Some)),
     },
     Key {
         name: "trunk_vlans",
         kind: Kind::List,
         value: "VLANS",
         help: "VLANs of a trunk port, such as 10,20-29",
-        set: |port, value| Ok(port.trunk_vlans = Some(trunk(value)?)),
+        set: |port, value| put(&mut port.trunk_vlans, trunk(value).map(Some)),
     },
     Key {
         name: "native_vlan",
         kind: Kind::Number,
         value: "VLAN",
         help: "VLAN of a trunk port that goes untagged; one of trunk_vlans",
-        set: |port, value| Ok(port.native_vlan = Some(vlan(value)?)),
+        set: |port, value| put(&mut port.native_vlan, vlan(value).map(Some)),
     },
     Key {
         name: "storm_limit",
         kind: Kind::Number,
         value: "FRAMES",
         help: "flooded frames accepted each second, 0 for no limit (default: 10000)",
-        set: |port, value| Ok(port.storm_limit = number(value, 0..=u32::MAX.into())? as u32),
+        set: |port, value| {
+            put(
+                &mut port.storm_limit,
+                number(value, 0..=u32::MAX.into()).map(|n| n as u32),
+            )
+        },
     },
 ];
 
@@ -158,14 +171,24 @@ pub static SWITCH_KEYS: &[Key<SwitchConfig>] = &[
         kind: Kind::Number,
         value: "SECONDS",
         help: "time until a silent address is forgotten, 10 to 1000000 (default: 300)",
-        set: |switch, value| Ok(switch.ageing_seconds = number(value, 10..=1_000_000)? as u32),
+        set: |switch, value| {
+            put(
+                &mut switch.ageing_seconds,
+                number(value, 10..=1_000_000).map(|n| n as u32),
+            )
+        },
     },
     Key {
         name: "mac_limit",
         kind: Kind::Number,
         value: "N",
         help: "addresses it remembers, 64 to 1048576 (default: 16384)",
-        set: |switch, value| Ok(switch.mac_limit = number(value, 64..=1_048_576)? as u32),
+        set: |switch, value| {
+            put(
+                &mut switch.mac_limit,
+                number(value, 64..=1_048_576).map(|n| n as u32),
+            )
+        },
     },
 ];
 
@@ -190,6 +213,11 @@ pub(super) fn nearest(word: &str, known: &[&str]) -> String {
         }
         _ => format!("known: {}", known.join(", ")),
     }
+}
+
+fn put<T>(setting: &mut T, value: Result<T, Bad>) -> Result<(), Bad> {
+    *setting = value?;
+    Ok(())
 }
 
 fn path(value: &Value) -> Result<&str, Bad> {

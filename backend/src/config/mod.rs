@@ -173,6 +173,15 @@ impl Default for SwitchConfig {
     }
 }
 
+/// Tells whether `name` can be a port's, a VM's or a switch's: `[A-Za-z0-9._-]{1,64}`, the first a
+/// letter or a digit.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn valid_name(name: &str) -> Result<(), Refused> {
+    value::check_name(name).map_err(|bad| bad.refused(None))
+}
+
 /// All that the daemon is configured with.
 #[derive(Clone, Debug, Default)]
 pub struct Config {

@@ -1,0 +1,203 @@
+//! The program `tandem`: noun, verb, name, flags.
+
+mod port;
+mod show;
+mod status;
+mod text;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use hyper::Method;
+use serde_json::Value;
+
+use crate::client::{self, ClientError};
+use crate::config::check::API_SOCKET;
+use crate::daemon::default_run_dir;
+
+/// Status of a usage error; 1 is a refusal or a failure.
+const USAGE: u8 = 2;
+
+/// Runs one command, the program's name first in `words`. Returns the exit status: 0 done, 1
+/// refused or failed, 2 usage.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let matches = match command().try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) => return usage("tandem", &error),
+    };
+    match dispatch(&matches) {
+        Ok(text) => print(&text),
+        Err(Failure::Usage(reason)) => {
+            eprintln!("tandem: {reason}");
+            ExitCode::from(USAGE)
+        }
+        Err(Failure::Failed(reason)) => {
+            eprintln!("tandem: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what clap has to say, errors in one line, and returns the exit status.
+pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return print(&error.to_string());
+    }
+    let text = error.to_string();
+    let words: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let reason = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing".to_owned(),
+        _ => words
+            .join("; ")
+            .trim_start_matches("error: ")
+            .replace(":; ", ": "),
+    };
+    let help = match text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage: "))
+    {
+        Some(line) => line
+            .split(['[', '<', '-'])
+            .next()
+            .unwrap_or(program)
+            .trim()
+            .to_owned(),
+        None => program.to_owned(),
+    };
+    let help = if help.is_empty() { program } else { &help };
+    eprintln!("{program}: {reason}; see {help} --help");
+    ExitCode::from(USAGE)
+}
+
+/// Why a command was not done, in one line that says what to do.
+#[derive(Debug)]
+enum Failure {
+    Usage(String),
+    Failed(String),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough (`tandem port list | head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tandem: cannot write the answer: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> Command {
+    Command::new("tandem")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Talks to tandemd, the virtual switch")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(
+            Arg::new("api-socket")
+                .long("api-socket")
+                .env("TANDEM_API_SOCKET")
+                .hide_env_values(true)
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .global(true)
+                .help("Socket of the daemon [default: api.sock in its run directory]"),
+        )
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .global(true)
+                .help("Print the API's own objects"),
+        )
+        .subcommand(port::command())
+        .subcommand(status::command())
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
+    match matches.subcommand() {
+        Some(("port", matches)) => port::run(matches),
+        Some(("status", matches)) => status::run(matches),
+        _ => Err(Failure::Usage(
+            "a command is missing; see tandem --help".to_owned(),
+        )),
+    }
+}
+
+/// A connection to be made, with what all commands share.
+struct Session {
+    socket: PathBuf,
+    json: bool,
+}
+
+impl Session {
+    fn new(matches: &ArgMatches) -> Result<Self, Failure> {
+        let socket = match matches.get_one::<PathBuf>("api-socket") {
+            Some(socket) => socket.clone(),
+            None => default_run_dir()
+                .map_err(|refused| Failure::Failed(refused.to_string()))?
+                .join(API_SOCKET),
+        };
+        Ok(Self {
+            socket,
+            json: matches.get_flag("json"),
+        })
+    }
+
+    fn get(&self, path: &str) -> Result<String, Failure> {
+        Ok(client::request(
+            &self.socket,
+            Method::GET,
+            path,
+            false,
+            None,
+        )?)
+    }
+
+    fn create(&self, path: &str, body: &Value) -> Result<String, Failure> {
+        Ok(client::request(
+            &self.socket,
+            Method::PUT,
+            path,
+            true,
+            Some(body),
+        )?)
+    }
+
+    fn delete(&self, path: &str) -> Result<String, Failure> {
+        Ok(client::request(
+            &self.socket,
+            Method::DELETE,
+            path,
+            false,
+            None,
+        )?)
+    }
+}
+
+/// Reads an answer; a daemon of another version may have other fields.
+fn parse(text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text).map_err(|error| {
+        Failure::Failed(format!("tandemd's answer is no JSON: {error}; see its log"))
+    })
+}

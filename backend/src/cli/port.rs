@@ -1,0 +1,166 @@
+//! `tandem port …`.
+
+use clap::{Arg, ArgMatches, Command};
+use serde_json::{Map, Value};
+
+use super::show;
+use super::text::{Table, count};
+use super::{Failure, Session, parse};
+use crate::config::{Key, Kind, PORT_KEYS, PortConfig, flag_value, valid_name};
+
+pub(super) fn command() -> Command {
+    let name = || {
+        Arg::new("name")
+            .value_name("NAME")
+            .required(true)
+            .help("The port's name")
+    };
+    Command::new("port")
+        .about("A VM NIC's place on the switch")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("list")
+                .visible_alias("ls")
+                .about("List all ports"),
+        )
+        .subcommand(Command::new("show").about("Show one port").arg(name()))
+        .subcommand(
+            Command::new("add")
+                .about("Add a port; it survives a restart of the daemon")
+                .arg(name())
+                .args(PORT_KEYS.iter().map(flag)),
+        )
+        .subcommand(
+            Command::new("remove")
+                .visible_alias("del")
+                .about("Remove a port")
+                .arg(name()),
+        )
+}
+
+/// The flag of a key: the same name with hyphens.
+fn flag(key: &'static Key<PortConfig>) -> Arg {
+    let arg = Arg::new(key.name)
+        .long(key.name.replace('_', "-"))
+        .value_name(key.value)
+        .help(key.help);
+    match key.kind {
+        Kind::Flag => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        Kind::Text | Kind::Number | Kind::List => arg,
+    }
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
+    match matches.subcommand() {
+        Some(("list", matches)) => list(&Session::new(matches)?),
+        Some(("show", matches)) => {
+            let name = name(matches)?;
+            let session = Session::new(matches)?;
+            let text = session.get(&path(name))?;
+            if session.json {
+                Ok(text + "\n")
+            } else {
+                Ok(show::port(&parse(&text)?))
+            }
+        }
+        Some(("add", matches)) => add(matches),
+        Some(("remove", matches)) => {
+            let name = name(matches)?;
+            let session = Session::new(matches)?;
+            session.delete(&path(name))?;
+            Ok(if session.json {
+                String::new()
+            } else {
+                format!("port {name} removed\n")
+            })
+        }
+        _ => Err(Failure::Usage(
+            "a verb is missing; see tandem port --help".to_owned(),
+        )),
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("/api/v1/ports/{name}")
+}
+
+/// A name that can be part of a path, which keeps others from the daemon.
+fn name(matches: &ArgMatches) -> Result<&str, Failure> {
+    let name = matches.get_one::<String>("name").map_or("", String::as_str);
+    valid_name(name).map_err(|refused| Failure::Usage(refused.to_string()))?;
+    Ok(name)
+}
+
+fn add(matches: &ArgMatches) -> Result<String, Failure> {
+    let name = name(matches)?;
+    let mut settings = Map::new();
+    for key in PORT_KEYS {
+        if let Some(text) = matches.get_one::<String>(key.name) {
+            let value = flag_value(key, Some(text))
+                .map_err(|refused| Failure::Usage(refused.to_string()))?;
+            settings.insert(key.name.to_owned(), value);
+        }
+    }
+    let session = Session::new(matches)?;
+    let text = session.create(&path(name), &Value::Object(settings))?;
+    if session.json {
+        return Ok(text + "\n");
+    }
+    let port = parse(&text)?;
+    Ok(match (port["tap"].as_str(), port["socket"].as_str()) {
+        (Some(tap), _) => format!("port {name} added: TAP {tap}\n"),
+        (None, Some(socket)) => format!("port {name} added: socket {socket}\n"),
+        (None, None) => format!("port {name} added\n"),
+    })
+}
+
+fn list(session: &Session) -> Result<String, Failure> {
+    let text = session.get("/api/v1/ports")?;
+    if session.json {
+        return Ok(text + "\n");
+    }
+    let answer = parse(&text)?;
+    let ports = answer["ports"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    if ports.is_empty() {
+        return Ok("no ports; add one with: tandem port add NAME\n".to_owned());
+    }
+    let mut table = Table::new(&[
+        "PORT", "VM", "SWITCH", "STATE", "MAC", "VLAN", "FROM_VM", "TO_VM",
+    ])
+    .right(&[6, 7])
+    .shrinking(&[0, 1, 2]);
+    for port in ports {
+        table.row(row(port));
+    }
+    Ok(table.to_string())
+}
+
+fn row(port: &Value) -> Vec<String> {
+    let word = |key: &str| port[key].as_str().unwrap_or("-").to_owned();
+    let frames = |direction: &str| count(port["counters"][direction]["frames"].as_u64());
+    let mac = port["mac"]
+        .as_str()
+        .or_else(|| port["learned_macs"][0].as_str());
+    let vlan = match (port["vlan"].as_u64(), port["trunk_vlans"].as_str()) {
+        (Some(vlan), _) => vlan.to_string(),
+        (None, Some(_)) => "trunk".to_owned(),
+        (None, None) => "-".to_owned(),
+    };
+    vec![
+        word("name"),
+        word("vm"),
+        word("switch"),
+        word("state"),
+        mac.unwrap_or("-").to_owned(),
+        vlan,
+        frames("from_vm"),
+        frames("to_vm"),
+    ]
+}

@@ -1,0 +1,180 @@
+//! A client of the API, for the CLI: one request on one connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+/// Time for a whole request. Removing a port waits for its VM's threads, never for the VM.
+const TIME: Duration = Duration::from_secs(30);
+
+/// Why a request was not done; the text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no tandemd answers on {}; start it, or name its socket with --api-socket", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket belongs to others.
+    #[error("{} may not be opened by this user; use sudo, or join the group tandem", .0.display())]
+    NotAllowed(PathBuf),
+    /// The operating system's error.
+    #[error("{} cannot be opened: {error}; check --api-socket", .path.display())]
+    Socket {
+        /// Where the socket was looked for.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It broke off.
+    #[error("tandemd broke off: {0}; see its log")]
+    Broken(String),
+    /// It took too long.
+    #[error("tandemd did not answer within {} s; see its log", TIME.as_secs())]
+    Slow,
+    /// The daemon said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Sends a request to the daemon at `socket` and returns the answer's JSON as it came, empty if
+/// there is none.
+///
+/// # Errors
+/// See [`ClientError`]; a refusal by the daemon is one, too.
+pub fn request(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    create_only: bool,
+    body: Option<&Value>,
+) -> Result<String, ClientError> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "tandem")
+        .header(header::CONTENT_TYPE, "application/json");
+    if create_only {
+        request = request.header(header::IF_NONE_MATCH, "*");
+    }
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = request
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| ClientError::Broken(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ClientError::Broken(error.to_string()))?;
+    let (status, bytes) = runtime.block_on(async {
+        tokio::time::timeout(TIME, exchange(socket, request))
+            .await
+            .unwrap_or(Err(ClientError::Slow))
+    })?;
+    answer(status, &bytes)
+}
+
+async fn exchange(
+    socket: &Path,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| unopened(socket, error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(broken)?
+        .to_bytes();
+    connection.abort();
+    Ok((status, bytes))
+}
+
+fn unopened(socket: &Path, error: io::Error) -> ClientError {
+    let path = socket.to_owned();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path),
+        io::ErrorKind::PermissionDenied => ClientError::NotAllowed(path),
+        _ => ClientError::Socket { path, error },
+    }
+}
+
+fn answer(status: StatusCode, bytes: &[u8]) -> Result<String, ClientError> {
+    let text = String::from_utf8_lossy(bytes);
+    if status.is_success() {
+        return Ok(text.into_owned());
+    }
+    let refusal = serde_json::from_str(&text)
+        .ok()
+        .and_then(|problem| refusal(&problem));
+    Err(ClientError::Refused(refusal.unwrap_or_else(|| {
+        format!("tandemd said {status}; see its log")
+    })))
+}
+
+/// All errors of a problem (RFC 9457) in one line.
+fn refusal(problem: &Value) -> Option<String> {
+    let line = |error: &Value| {
+        let field = error["field"].as_str().filter(|field| *field != "name");
+        let field = field.map(|field| format!("{field}: ")).unwrap_or_default();
+        Some(format!(
+            "{field}{}; {}",
+            error["reason"].as_str()?,
+            error["remedy"].as_str()?
+        ))
+    };
+    let lines: Vec<String> = problem["errors"]
+        .as_array()?
+        .iter()
+        .filter_map(line)
+        .collect();
+    (!lines.is_empty()).then(|| lines.join(". "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_problem_becomes_one_line() {
+        let problem = json!({"errors": [
+            {"field": "mtu", "reason": "7 is too small", "remedy": "give more"},
+            {"field": null, "reason": "it is full", "remedy": "wait"},
+        ]});
+        let error = answer(StatusCode::BAD_REQUEST, problem.to_string().as_bytes()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "mtu: 7 is too small; give more. it is full; wait"
+        );
+    }
+
+    #[test]
+    fn a_refusal_that_is_no_problem_still_says_something() {
+        assert!(
+            answer(StatusCode::BAD_GATEWAY, b"{}")
+                .unwrap_err()
+                .to_string()
+                .contains("502")
+        );
+        assert!(
+            answer(StatusCode::NOT_FOUND, b"<html>")
+                .unwrap_err()
+                .to_string()
+                .contains("404")
+        );
+        assert_eq!(answer(StatusCode::NO_CONTENT, b"").unwrap(), "");
+    }
+}

@@ -1,0 +1,258 @@
+//! The daemon from its arguments to its end.
+
+mod args;
+mod dirs;
+mod notify;
+mod program;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+pub use args::Args;
+pub use dirs::default_run_dir;
+pub use program::CAPABILITIES;
+
+use crate::api::{self, ApiSocket};
+use crate::config::check::{among, port as check_port};
+use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, build};
+use crate::control::{Control, Refused, RefusedKind, Setup};
+use crate::engine::{self, EngineOptions};
+use crate::store::Store;
+use crate::{cpus, daemon::dirs::OwnDir};
+
+/// The file that is read when none is named and this one exists.
+const CONFIG_FILE: &str = "/etc/tandem/tandem.toml";
+
+/// Checks the configuration and returns, or runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// All that is wrong with the configuration, or why the daemon could not start; then nothing it
+/// made is left.
+pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
+    if args.check {
+        return check(args);
+    }
+    let runtime = api::runtime().map_err(|error| one(system("cannot start", &error)))?;
+    // From here on a signal is kept until the daemon can stop in order.
+    let signals = Signals::new(&runtime).map_err(|error| one(system("cannot start", &error)))?;
+    let (run_dir, state_dir) = args.dirs().map_err(one)?;
+    let sources = Sources::read(args)?;
+
+    let _run = OwnDir::take(&run_dir, 0o755, "--run-dir").map_err(one)?;
+    let _state = (state_dir != run_dir)
+        .then(|| OwnDir::take(&state_dir, 0o700, "--state-dir"))
+        .transpose()
+        .map_err(one)?;
+    let store = Store::new(&state_dir);
+    let overlay = store.load()?;
+    let (config, file_ports) = sources.build(&overlay, &run_dir)?;
+    let cpus = data_cpus(args).map_err(one)?;
+    let socket = ApiSocket::open(&run_dir).map_err(one)?;
+    let options = EngineOptions {
+        run_dir: run_dir.clone(),
+        cpus,
+        switches: config.switches.clone(),
+    };
+    let engine = engine::start(options).map_err(one)?;
+    let setup = Setup {
+        engine,
+        config,
+        file_ports,
+        overlay,
+        store,
+        run_dir,
+    };
+    let control = Control::start(setup).map_err(|(port, refused)| {
+        vec![Problem {
+            place: format!("port {port}"),
+            refused,
+        }]
+    })?;
+    serve(runtime, signals, socket, Arc::new(control)).map_err(one)
+}
+
+/// The running daemon, between ready and stopped.
+fn serve(
+    runtime: Runtime,
+    signals: Signals,
+    socket: ApiSocket,
+    control: Arc<Control>,
+) -> Result<(), Refused> {
+    let path = socket.path().display().to_string();
+    let stop = async move {
+        signals.stop().await;
+        notify::send("STOPPING=1");
+    };
+    let api = match api::start(runtime, socket, Arc::clone(&control), stop) {
+        Ok(api) => api,
+        Err(error) => {
+            control.stop();
+            return Err(system("cannot start the API", &error));
+        }
+    };
+    log::info!(
+        "tandemd {} is ready, API on {path}",
+        env!("CARGO_PKG_VERSION")
+    );
+    notify::send("READY=1");
+    let ended = api.join();
+    control.stop();
+    if ended.is_err() {
+        let reason = "the API broke down";
+        return Err(Refused::new(
+            RefusedKind::System,
+            reason,
+            "see the log, and report it",
+        ));
+    }
+    log::info!("tandemd has stopped");
+    Ok(())
+}
+
+/// What the user wrote, wherever.
+struct Sources {
+    file: File,
+    line: Vec<Layer>,
+    program: Option<PortConfig>,
+    problems: Vec<Problem>,
+}
+
+impl Sources {
+    /// Reads the file and the command line. What is wrong in tables and keys is kept for
+    /// [`Sources::build`], which finds the rest.
+    fn read(args: &Args) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut line = Vec::new();
+        for port in &args.port {
+            match Layer::from_line(port) {
+                Ok(layer) => line.push(layer),
+                Err(wrong) => problems.extend(wrong),
+            }
+        }
+        let program = program::port(args).map_err(one)?;
+        let file = match &args.config {
+            Some(path) => File::read(path, &mut problems)?,
+            None if args.is_program() || !Path::new(CONFIG_FILE).exists() => File::default(),
+            None => File::read(Path::new(CONFIG_FILE), &mut problems)?,
+        };
+        Ok(Self {
+            file,
+            line,
+            program,
+            problems,
+        })
+    }
+
+    /// The configuration, and the names of the ports that are in the file.
+    fn build(
+        mut self,
+        overlay: &Overlay,
+        run_dir: &Path,
+    ) -> Result<(Config, BTreeSet<String>), Vec<Problem>> {
+        let built = build(&self.file, overlay, &self.line, run_dir);
+        let mut config = match built {
+            Ok(config) if self.problems.is_empty() => config,
+            Ok(_) => return Err(self.problems),
+            Err(more) => {
+                self.problems.extend(more);
+                return Err(self.problems);
+            }
+        };
+        if let Some(port) = self.program {
+            let mut wrong = check_port(&port, run_dir);
+            wrong.extend(among(
+                &port,
+                config.ports.values(),
+                &config.switches,
+                run_dir,
+            ));
+            if !wrong.is_empty() {
+                let place = "--socket-path".to_owned();
+                return Err(wrong
+                    .into_iter()
+                    .map(|refused| Problem {
+                        place: place.clone(),
+                        refused,
+                    })
+                    .collect());
+            }
+            config.ports.insert(port.name.clone(), port);
+        }
+        Ok((config, self.file.ports.into_keys().collect()))
+    }
+}
+
+fn check(args: &Args) -> Result<(), Vec<Problem>> {
+    let run_dir = args
+        .dirs()
+        .map_or_else(|_| PathBuf::from("/run/tandem"), |(run, _)| run);
+    let (config, _) = Sources::read(args)?.build(&Overlay::new(), &run_dir)?;
+    data_cpus(args).map_err(one)?;
+    println!(
+        "no problem: {} switches, {} ports",
+        config.switches.len(),
+        config.ports.len()
+    );
+    Ok(())
+}
+
+/// The CPUs of the data path: those asked for, or all that the process may use.
+fn data_cpus(args: &Args) -> Result<Vec<usize>, Refused> {
+    let allowed = cpus::allowed().map_err(|error| system("cannot read the CPU set", &error))?;
+    let Some(asked) = &args.cpus else {
+        return Ok(allowed);
+    };
+    if let Some(other) = asked.0.iter().find(|cpu| !allowed.contains(cpu)) {
+        let reason = format!("CPU {other} is not one this process may use");
+        let remedy = format!("choose of {}", args::CpuList(allowed.into_iter().collect()));
+        return Err(Refused::new(RefusedKind::Invalid, reason, remedy).about("--cpus"));
+    }
+    Ok(asked.0.iter().copied().collect())
+}
+
+/// The signals that a daemon answers.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new(runtime: &Runtime) -> std::io::Result<Self> {
+        let _context = runtime.enter();
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns when the daemon is to stop.
+    async fn stop(mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return log::info!("SIGTERM: stopping"),
+                _ = self.interrupt.recv() => return log::info!("SIGINT: stopping"),
+                _ = self.hang_up.recv() => {
+                    log::warn!("SIGHUP: the file is read at start only; restart to read it again");
+                }
+            }
+        }
+    }
+}
+
+fn system(what: &str, error: &std::io::Error) -> Refused {
+    let remedy = "check the limits of this process";
+    Refused::new(RefusedKind::System, format!("{what}: {error}"), remedy)
+}
+
+fn one(refused: Refused) -> Vec<Problem> {
+    vec![Problem {
+        place: String::new(),
+        refused,
+    }]
+}
