@@ -25,7 +25,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// from_vm: shorter than the vnet header and an Ethernet header.
+    /// from_vm: shorter than the vnet header and an Ethernet header with its 802.1Q tag, if any.
     TooShort = "too_short";
     /// from_vm: longer than any frame may be, see [`crate::spec::MAX_FRAME`].
     TooLong = "too_long";

@@ -40,8 +40,9 @@ const TPID: [u8; 2] = [0x81, 0x00];
 /// An odd number of cache lines, so that the heads of a burst spread over all sets of the cache.
 #[repr(align(64))]
 #[derive(Clone, Copy)]
-struct Head([u8; 448]);
-const _: () = assert!(HEADROOM + NET_HDR_LEN + HEAD_MAX <= 448 && (448 / 64) % 2 == 1);
+struct Head([u8; HEAD_BYTES]);
+const HEAD_BYTES: usize = 7 * 64;
+const _: () = assert!(HEADROOM + NET_HDR_LEN + HEAD_MAX + TAG <= HEAD_BYTES);
 
 #[derive(Clone, Copy, Default)]
 struct Meta {
@@ -83,7 +84,7 @@ impl Batch {
         Self {
             len: 0,
             meta: [Meta::default(); BURST],
-            heads: Box::new([Head([0; 448]); BURST]),
+            heads: Box::new([Head([0; HEAD_BYTES]); BURST]),
             segments: Segments::new(BATCH_SEGMENTS, bytes),
         }
     }
@@ -189,26 +190,31 @@ impl Batch {
 
     /// Moves vnet header and addresses over the tag (`closing`), or makes room for one.
     fn shift_front(&mut self, i: usize, closing: bool) {
+        let by = TAG as u16;
         let mut hdr = self.hdr(i);
         let m = &mut self.meta[i];
         let from = usize::from(m.start);
-        let shift = |v: u16| {
-            if closing {
-                v.saturating_sub(TAG as u16)
-            } else {
-                v.saturating_add(TAG as u16)
-            }
-        };
-        let to = usize::from(shift(m.start.wrapping_neg()).wrapping_neg());
+        // What starts later is shorter by as much: a frame with a tag has the bytes for it, and
+        // one without leaves room in front.
+        if closing {
+            m.start += by;
+            m.copied -= by;
+            m.len -= u32::from(by);
+        } else {
+            m.start -= by;
+            m.copied += by;
+            m.len += u32::from(by);
+        }
+        let to = usize::from(m.start);
         self.heads[i]
             .0
             .copy_within(from..from + NET_HDR_LEN + MACS, to);
-        m.start = to as u16;
-        m.copied = shift(m.copied);
-        m.len = if closing {
-            m.len - TAG as u32
-        } else {
-            m.len + TAG as u32
+        let shift = |v: u16| {
+            if closing {
+                v.saturating_sub(by)
+            } else {
+                v.saturating_add(by)
+            }
         };
         if hdr.flags & NET_HDR_F_NEEDS_CSUM != 0 {
             hdr.csum_start = shift(hdr.csum_start);
@@ -343,7 +349,10 @@ impl Batch {
                 &mut head[frame_at..frame_at + copied],
             );
         }
-        let tagged = head[frame_at + MACS..frame_at + MACS + 2] == TPID && copied >= MACS + TAG;
+        let tagged = head[frame_at + MACS..frame_at + MACS + 2] == TPID;
+        if tagged && len < MIN_FRAME + TAG {
+            return Err(DropReason::TooShort);
+        }
         let tci = [head[frame_at + MACS + 2], head[frame_at + MACS + 3]];
         self.meta[self.len] = Meta {
             start: HEADROOM as u16,
@@ -375,7 +384,11 @@ impl Batch {
         let mut f = self.start_frame();
         f.bytes = bytes as u64;
         self.segments.push_own(bytes);
-        self.end_frame(f, NET_HDR_LEN)
+        let result = self.end_frame(f, NET_HDR_LEN);
+        if result.is_err() {
+            self.segments.pop_own(bytes);
+        }
+        result
     }
 
     /// Takes back the frame added last: it is dropped.

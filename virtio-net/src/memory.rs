@@ -228,14 +228,17 @@ impl Memory {
 
     /// Copies `src` to the host address `dst`, which is guest address `addr`, and records it.
     ///
+    /// The ranges may overlap: a VMM can map one memory at two addresses, or give two queues the
+    /// same. The bytes are then arbitrary.
+    ///
     /// # Safety
     /// `dst` must come from [`Memory::host`] of this memory with `addr` and at least `len` bytes;
     /// `src` must be valid for reads of `len` bytes. Either may be changed by a guest meanwhile.
     #[inline]
     pub unsafe fn write(&self, addr: u64, dst: *mut u8, src: *const u8, len: usize) {
-        // SAFETY: the caller vouches for both ranges. They are different mappings, so they do not
-        // overlap. A concurrent writer can make the bytes arbitrary, which nobody relies on.
-        unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+        // SAFETY: the caller vouches for both ranges. A concurrent writer can make the bytes
+        // arbitrary, which nobody relies on.
+        unsafe { std::ptr::copy(src, dst, len) };
         self.mark(addr, len as u64);
     }
 
@@ -338,6 +341,11 @@ impl Segments {
             own,
             len: len as u32,
         });
+    }
+
+    /// Gives back the `len` bytes of the piece that was added last by [`Segments::push_own`].
+    pub(crate) fn pop_own(&mut self, len: usize) {
+        self.own_used -= len;
     }
 
     /// Bytes of piece `at`.
@@ -509,6 +517,21 @@ impl ScatterWriter<'_> {
             }
         }
     }
+}
+
+/// Loads a descriptor's 16 bytes from guest memory as two words, each exactly once: what is
+/// judged is what is used, whatever the guest writes meanwhile.
+///
+/// # Safety
+/// `at` must be valid for reads of 16 bytes. It may have any alignment.
+#[inline]
+pub(crate) unsafe fn load_descriptor(at: *const u8) -> [u64; 2] {
+    #[repr(C, packed)]
+    #[derive(Clone, Copy)]
+    struct Word(u64);
+    let at = at.cast::<Word>();
+    // SAFETY: the caller vouches for 16 bytes; a packed struct needs no alignment.
+    unsafe { [at.read_volatile().0, at.add(1).read_volatile().0] }
 }
 
 #[inline]

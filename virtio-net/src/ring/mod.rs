@@ -57,6 +57,14 @@ pub enum SetupError {
     /// The size is not one the specification allows (2.7, 2.8).
     #[error("queue size {0} is not allowed (a split ring needs a power of two, at most 32768)")]
     Size(u16),
+    /// A packed ring was to go on at a descriptor that it does not have (2.8).
+    #[error("position {index} is beyond the end of a packed ring of {size}")]
+    Base {
+        /// The descriptor.
+        index: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
     /// A part of the ring is not in guest memory, or not aligned (2.7, 2.8).
     #[error("{part} at guest address {addr:#x} is not in shared memory, or not aligned")]
     Address {

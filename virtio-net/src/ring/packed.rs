@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::Memory;
+use crate::memory::{Memory, load_descriptor};
 use crate::spec::*;
 
 /// A place in the ring and the wrap counter there.
@@ -97,7 +97,10 @@ impl PackedRing {
         };
         ring.remap(config, memory)?;
         if place.index >= config.size {
-            return Err(SetupError::Size(place.index));
+            return Err(SetupError::Base {
+                index: place.index,
+                size: config.size,
+            });
         }
         Ok(ring)
     }
@@ -161,8 +164,8 @@ impl PackedRing {
     #[inline]
     fn read(&self, index: u16) -> PackedDesc {
         debug_assert!(index < self.size);
-        // SAFETY: as in `flags`. One volatile read: what is judged is what is used.
-        unsafe { self.desc.add(usize::from(index)).read_volatile() }
+        // SAFETY: as in `flags`.
+        unsafe { read(self.desc.cast::<u8>(), index.into()) }
     }
 
     /// Writes `len` and `id` of a used descriptor; its flags now, or at `publish` if it is the
@@ -208,14 +211,28 @@ impl PackedRing {
         }
         let host = memory.host(table.addr, u64::from(table.len)).ok_or(bad)?;
         for index in 0..entries as usize {
-            // SAFETY: `index < entries`, and `host` has `entries` descriptors, of any alignment.
-            let d = unsafe { host.cast::<PackedDesc>().add(index).read_unaligned() };
+            // SAFETY: `index < entries`, and `host` has `entries` descriptors.
+            let d = unsafe { read(host, index) };
             if d.flags & DESC_F_INDIRECT != 0 {
                 return Err(bad);
             }
             each(d.addr, d.len, d.flags & DESC_F_WRITE != 0);
         }
         Ok(())
+    }
+}
+
+/// # Safety
+/// `table` must point to more than `index` mapped descriptors, of any alignment.
+#[inline]
+unsafe fn read(table: *const u8, index: usize) -> PackedDesc {
+    // SAFETY: the caller vouches for this descriptor's bytes.
+    let [addr, rest] = unsafe { load_descriptor(table.add(16 * index)) };
+    PackedDesc {
+        addr,
+        len: rest as u32,
+        id: (rest >> 32) as u16,
+        flags: (rest >> 48) as u16,
     }
 }
 

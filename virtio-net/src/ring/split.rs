@@ -16,13 +16,13 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::Memory;
+use crate::memory::{Memory, load_descriptor};
 use crate::spec::*;
 
 /// A split ring's position and where it lies.
 pub struct SplitRing {
     /// `size` descriptors; aligned to 16.
-    desc: *const Desc,
+    desc: *const u8,
     /// `flags, idx, ring[size], used_event`; aligned to 2.
     avail: *const u16,
     /// `flags, idx: u16, ring[size]: {id: u32, len: u32}, avail_event: u16`; aligned to 4.
@@ -86,7 +86,7 @@ impl SplitRing {
         let avail = part(memory, "available ring", config.driver, avail_len(n), 2)?;
         let used = part(memory, "used ring", config.device, used_len(n), 4)?;
         self.size = n;
-        self.desc = desc.cast::<Desc>();
+        self.desc = desc;
         self.avail = avail.cast::<u16>();
         self.used = used;
         self.used_addr = config.device;
@@ -155,9 +155,8 @@ impl SplitRing {
         if index >= self.size {
             return Err(RingError::DescriptorIndex(index));
         }
-        // SAFETY: `index < size`, and `remap` checked `size` descriptors, aligned to 16. One
-        // volatile read: what is judged is what is used, whatever the guest writes meanwhile.
-        Ok(unsafe { self.desc.add(usize::from(index)).read_volatile() })
+        // SAFETY: `index < size`, and `remap` checked `size` descriptors.
+        Ok(unsafe { read(self.desc, index.into()) })
     }
 
     fn walk_indirect(
@@ -171,13 +170,13 @@ impl SplitRing {
             return Err(bad);
         }
         let host = memory.host(table.addr, u64::from(table.len)).ok_or(bad)?;
-        let mut index = 0;
+        let mut index = 0u16;
         for _ in 0..MAX_CHAIN {
             if u32::from(index) >= entries {
                 return Err(RingError::DescriptorIndex(index));
             }
-            // SAFETY: `index < entries`, and `host` has `entries` descriptors, of any alignment.
-            let d = unsafe { host.cast::<Desc>().add(usize::from(index)).read_unaligned() };
+            // SAFETY: `index < entries`, and `host` has `entries` descriptors.
+            let d = unsafe { read(host, index.into()) };
             if d.flags & DESC_F_INDIRECT != 0 {
                 return Err(bad);
             }
@@ -188,6 +187,20 @@ impl SplitRing {
             index = d.next;
         }
         Err(RingError::ChainTooLong)
+    }
+}
+
+/// # Safety
+/// `table` must point to more than `index` mapped descriptors, of any alignment.
+#[inline]
+unsafe fn read(table: *const u8, index: usize) -> Desc {
+    // SAFETY: the caller vouches for this descriptor's bytes.
+    let [addr, rest] = unsafe { load_descriptor(table.add(16 * index)) };
+    Desc {
+        addr,
+        len: rest as u32,
+        flags: (rest >> 32) as u16,
+        next: (rest >> 48) as u16,
     }
 }
 
