@@ -38,6 +38,8 @@ pub struct QueueState {
     pub(crate) ring: Option<Ring>,
     pub(crate) memory: Memory,
     pub(crate) hdr_len: usize,
+    /// Chains taken from this ring that are still to be given back to it.
+    pub(crate) held: usize,
     config: RingConfig,
     call: Option<Arc<dyn Call>>,
     enabled: bool,
@@ -50,6 +52,7 @@ impl Default for QueueState {
             ring: None,
             memory: Memory::empty(),
             hdr_len: NetHdr::len_for(0),
+            held: 0,
             config: RingConfig::default(),
             call: None,
             enabled: false,
@@ -59,25 +62,31 @@ impl Default for QueueState {
 }
 
 impl QueueState {
-    /// Starts the ring, or starts it again at another place. A repeat with the configuration that
-    /// is already running changes nothing, so that a VMM may repeat itself on a live ring.
-    pub fn start(&mut self, config: &RingConfig, base: u16) -> Result<(), SetupError> {
+    /// Starts the ring, or starts it again at another place, and asks the driver to notify or
+    /// not. False: it runs with this configuration already, and nothing was changed, so that a
+    /// VMM may repeat itself on a live ring.
+    pub(crate) fn start(
+        &mut self,
+        config: &RingConfig,
+        base: u16,
+        kicks: bool,
+    ) -> Result<bool, SetupError> {
         if self.ring.is_some() && self.config == *config {
-            return Ok(());
+            return Ok(false);
         }
-        self.ring = None;
-        self.broken = None;
+        self.stop();
         let mut ring = Ring::start(config, &self.memory, base)?;
-        ring.set_kicks(&self.memory, true);
+        ring.set_kicks(&self.memory, kicks);
         self.ring = Some(ring);
         self.config = *config;
         self.hdr_len = NetHdr::len_for(config.features);
-        Ok(())
+        Ok(true)
     }
 
     /// Stops the ring. The position where whoever goes on must start; none if it did not run.
     pub fn stop(&mut self) -> Option<u16> {
         self.broken = None;
+        self.held = 0;
         self.ring.take().map(|r| r.base())
     }
 
@@ -86,13 +95,14 @@ impl QueueState {
         *self = Self::default();
     }
 
-    /// Swaps the memory; a running ring is found again in it or stops with an error.
+    /// Swaps the memory, and with it the dirty log; a running ring is found again in it or stops
+    /// with an error.
     pub fn set_memory(&mut self, memory: Memory) -> Result<(), SetupError> {
         self.memory = memory;
         if let Some(ring) = &mut self.ring
             && let Err(e) = ring.remap(&self.config, &self.memory)
         {
-            self.ring = None;
+            self.stop();
             return Err(e);
         }
         Ok(())

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crate::counters::{Counters, DropReason};
 use crate::frame::Batch;
-use crate::memory::{Memory, Scatter};
+use crate::memory::{MAX_PARTS, Memory, Scatter};
 use crate::offload::{self, Segmenter, Treatment};
 use crate::queue::{Call, QueueState, Stopped};
-use crate::ring::{Queue, Ring, RingConfig, RingError, SetupError, Taken};
+use crate::ring::{MAX_CHAIN, Queue, Ring, RingConfig, RingError, SetupError, Taken};
 use crate::spec::*;
 
-/// Bytes after which a receiver's lock is given up, so that no sender waits long for it.
+/// Bytes copied or looked at after which a receiver's lock is given up, so that no sender waits
+/// long for it.
 const HOLD_BYTES: u64 = 256 * 1024;
 
 /// A queue of frames to the VM.
@@ -29,6 +30,8 @@ struct Chains {
     scatter: Scatter,
     /// Each with its bytes.
     list: Vec<(Taken, u32)>,
+    /// Descriptors looked at.
+    descriptors: u32,
 }
 
 /// Room to complete offloads in software, one for each thread.
@@ -66,11 +69,26 @@ pub struct Filled {
     pub segmented: (u64, u64),
 }
 
-/// Counts of one fill, added to the shared counters once.
-#[derive(Default)]
-struct Tally {
+/// What one fill has done so far. Frames and bytes are added to the shared counters once.
+struct Work<'a> {
+    counters: &'a Counters,
     frames: u64,
     bytes: u64,
+    /// Bytes of memory gone through, in vain too: what the lock is held for.
+    held: u64,
+    filled: Filled,
+}
+
+impl<'a> Work<'a> {
+    fn new(counters: &'a Counters) -> Self {
+        Self {
+            counters,
+            frames: 0,
+            bytes: 0,
+            held: 0,
+            filled: Filled::default(),
+        }
+    }
 }
 
 impl Default for RxQueue {
@@ -79,7 +97,8 @@ impl Default for RxQueue {
             state: QueueState::default(),
             chains: Chains {
                 scatter: Scatter::new(),
-                list: Vec::with_capacity(256),
+                list: Vec::with_capacity(MAX_PARTS),
+                descriptors: 0,
             },
             mergeable: false,
             features: 0,
@@ -102,14 +121,15 @@ impl DerefMut for RxQueue {
 }
 
 impl RxQueue {
-    /// Starts the ring, see [`QueueState::start`].
+    /// Starts the ring, or starts it again at another place. A repeat with the configuration that
+    /// is already running changes nothing, so that a VMM may repeat itself on a live ring.
     pub fn start(&mut self, config: &RingConfig, base: u16) -> Result<(), SetupError> {
-        self.state.start(config, base)?;
         // A full ring is dropped on, so there is nothing to be woken up for.
-        self.state.set_kicks(false);
+        if self.state.start(config, base, false)? {
+            self.populated = false;
+        }
         self.mergeable = has(config.features, VIRTIO_NET_F_MRG_RXBUF);
         self.features = config.features;
-        self.populated = false;
         Ok(())
     }
 
@@ -159,39 +179,29 @@ impl RxQueue {
         scratch: &mut Scratch,
         counters: &Counters,
     ) -> Filled {
-        let mut filled = Filled::default();
-        let mut tally = Tally::default();
+        let mut work = Work::new(counters);
         if let Err(e) = ring.poll() {
             self.state.break_ring(e);
         }
         for &i in frames {
             if self.state.is_broken() {
                 counters.count_drop(DropReason::RingBroken, 1);
-            } else if tally.bytes >= HOLD_BYTES {
+            } else if work.held >= HOLD_BYTES {
                 break;
             } else {
-                self.deliver(
-                    ring,
-                    batch,
-                    usize::from(i),
-                    scratch,
-                    counters,
-                    &mut tally,
-                    &mut filled,
-                );
+                self.deliver(ring, batch, usize::from(i), scratch, &mut work);
             }
-            filled.done += 1;
+            work.filled.done += 1;
         }
-        if tally.frames != 0 {
+        if work.frames != 0 {
             ring.publish(&self.state.memory);
             let wanted = ring.wants_call();
-            filled.call = self.state.callee(wanted);
-            counters.add(tally.frames, tally.bytes);
+            work.filled.call = self.state.callee(wanted);
+            counters.add(work.frames, work.bytes);
         }
-        filled
+        work.filled
     }
 
-    #[allow(clippy::too_many_arguments)] // one frame's whole context, passed once
     #[inline]
     fn deliver<Q: Queue>(
         &mut self,
@@ -199,9 +209,7 @@ impl RxQueue {
         batch: &mut Batch,
         i: usize,
         scratch: &mut Scratch,
-        counters: &Counters,
-        tally: &mut Tally,
-        filled: &mut Filled,
+        work: &mut Work<'_>,
     ) {
         let hdr = batch.hdr(i);
         let mut restore = None;
@@ -213,15 +221,12 @@ impl RxQueue {
                 }
                 treatment => {
                     let n = batch.linearize(i, &mut scratch.frame);
-                    self.deliver_completed(
-                        ring, hdr, n, treatment, scratch, counters, tally, filled,
-                    );
-                    return;
+                    return self.deliver_completed(ring, hdr, n, treatment, scratch, work);
                 }
             }
         }
         let len = batch.frame_len(i);
-        let result = self.collect(ring, len).map(|buffers| {
+        let result = self.collect(ring, len, work).map(|buffers| {
             let (head, pieces) = batch.parts(i, buffers);
             let mut w = self.chains.scatter.writer(&self.state.memory);
             if self.state.hdr_len == NET_HDR_LEN {
@@ -233,16 +238,19 @@ impl RxQueue {
             for piece in pieces {
                 w.put_segment(batch.segments(), piece);
             }
+            self.settle(ring, len, work);
         });
-        self.settle(ring, result, len, counters, tally);
+        if let Err(reason) = result {
+            work.counters.count_drop(reason, 1);
+        }
         if let Some(hdr) = restore {
             // The next receiver may have negotiated other offloads.
             batch.set_hdr(i, hdr);
         }
     }
 
-    /// Delivers the frame in `scratch.frame` after doing what the sender left to do.
-    #[allow(clippy::too_many_arguments)] // as above
+    /// Delivers the frame of `len` bytes in `scratch.frame` after doing what the sender left to
+    /// do.
     #[cold]
     fn deliver_completed<Q: Queue>(
         &mut self,
@@ -251,28 +259,35 @@ impl RxQueue {
         len: usize,
         treatment: Treatment,
         scratch: &mut Scratch,
-        counters: &Counters,
-        tally: &mut Tally,
-        filled: &mut Filled,
+        work: &mut Work<'_>,
     ) {
         let frame = &mut scratch.frame[..len];
+        work.held += len as u64;
         let Treatment::Segment { leave_partial } = treatment else {
-            let plain = offload::complete_checksum(frame, hdr.csum_start, hdr.csum_offset);
-            match plain {
-                Ok(()) => self.deliver_bytes(ring, NetHdr::default(), frame, counters, tally),
-                Err(_) => counters.count_drop(DropReason::OffloadFailed, 1),
+            let result = offload::complete_checksum(frame, hdr.csum_start, hdr.csum_offset)
+                .map_err(|_| DropReason::OffloadFailed)
+                .and_then(|()| self.deliver_bytes(ring, NetHdr::default(), frame, work));
+            if let Err(reason) = result {
+                work.counters.count_drop(reason, 1);
             }
             return;
         };
         let Ok(mut segmenter) = Segmenter::new(&hdr, frame, leave_partial) else {
-            counters.count_drop(DropReason::OffloadFailed, 1);
+            work.counters.count_drop(DropReason::OffloadFailed, 1);
             return;
         };
-        filled.segmented.0 += 1;
+        let mut left = segmenter.segments() as u64;
+        work.filled.segmented.0 += 1;
+        work.filled.segmented.1 += left;
         while let Some((hdr, n)) = segmenter.next(&mut scratch.segment) {
-            filled.segmented.1 += 1;
-            self.deliver_bytes(ring, hdr, &scratch.segment[..n], counters, tally);
+            if let Err(reason) = self.deliver_bytes(ring, hdr, &scratch.segment[..n], work) {
+                // What there is no room for now has no room a moment later: no more work on it.
+                work.counters.count_drop(reason, left);
+                return;
+            }
+            left -= 1;
         }
+        work.counters.count_drop(DropReason::OffloadFailed, left);
     }
 
     fn deliver_bytes<Q: Queue>(
@@ -280,26 +295,28 @@ impl RxQueue {
         ring: &mut Q,
         mut hdr: NetHdr,
         frame: &[u8],
-        counters: &Counters,
-        tally: &mut Tally,
-    ) {
-        let result = self.collect(ring, frame.len()).map(|buffers| {
-            hdr.num_buffers = buffers;
-            let mut w = self.chains.scatter.writer(&self.state.memory);
-            w.put(&hdr.to_bytes()[..self.state.hdr_len]);
-            w.put(frame);
-        });
-        self.settle(ring, result, frame.len(), counters, tally);
+        work: &mut Work<'_>,
+    ) -> Result<(), DropReason> {
+        hdr.num_buffers = self.collect(ring, frame.len(), work)?;
+        let mut w = self.chains.scatter.writer(&self.state.memory);
+        w.put(&hdr.to_bytes()[..self.state.hdr_len]);
+        w.put(frame);
+        self.settle(ring, frame.len(), work);
+        Ok(())
     }
 
     /// Takes buffers for a frame of `len` bytes: one chain, or as many as it needs if they can
-    /// be merged. Their number.
+    /// be merged. Their number. An error leaves the ring as it was.
     #[inline]
-    fn collect<Q: Queue>(&mut self, ring: &mut Q, len: usize) -> Result<u16, DropReason> {
+    fn collect<Q: Queue>(
+        &mut self,
+        ring: &mut Q,
+        len: usize,
+        work: &mut Work<'_>,
+    ) -> Result<u16, DropReason> {
         let need = (len + self.state.hdr_len) as u64;
         let mark = ring.mark();
-        self.chains.scatter.clear();
-        self.chains.list.clear();
+        self.chains.clear();
         let result = loop {
             match self.chains.take(ring, &self.state.memory) {
                 Ok(true) => {}
@@ -317,26 +334,16 @@ impl RxQueue {
                 break Err(DropReason::BufferTooSmall);
             }
         };
+        work.held += 16 * u64::from(self.chains.descriptors);
         if result.is_err() {
             ring.rewind(mark);
         }
         result
     }
 
-    /// Uses the collected chains, or counts why the frame is dropped.
+    /// Uses the collected chains, which a frame of `len` bytes was written to.
     #[inline]
-    fn settle<Q: Queue>(
-        &mut self,
-        ring: &mut Q,
-        result: Result<(), DropReason>,
-        len: usize,
-        counters: &Counters,
-        tally: &mut Tally,
-    ) {
-        if let Err(reason) = result {
-            counters.count_drop(reason, 1);
-            return;
-        }
+    fn settle<Q: Queue>(&mut self, ring: &mut Q, len: usize, work: &mut Work<'_>) {
         let mut left = (len + self.state.hdr_len) as u32;
         for (taken, bytes) in &self.chains.list {
             let written = left.min(*bytes);
@@ -344,40 +351,52 @@ impl RxQueue {
             left -= written;
         }
         self.populated = true;
-        tally.frames += 1;
-        tally.bytes += len as u64;
+        work.frames += 1;
+        work.bytes += len as u64;
+        work.held += len as u64;
     }
 }
 
 /// Why a chain cannot take a frame.
 enum Bad {
-    /// It is not in memory, or has more buffers than are followed.
+    /// It is not in memory, has no room at all, or more buffers than are followed.
     Buffer,
     /// The ring broke the rules.
     Ring(RingError),
 }
 
 impl Chains {
+    fn clear(&mut self) {
+        self.scatter.clear();
+        self.list.clear();
+        self.descriptors = 0;
+    }
+
     /// Takes one more chain; false if there is none.
+    ///
+    /// Each adds at least one part to `scatter`, which has a limit, and descriptors are counted:
+    /// so there is an end to what a guest can make us look through for one frame.
     #[inline]
     fn take<Q: Queue>(&mut self, ring: &mut Q, memory: &Memory) -> Result<bool, Bad> {
         let before = self.scatter.bytes();
-        let scatter = &mut self.scatter;
+        let (scatter, descriptors) = (&mut self.scatter, &mut self.descriptors);
         let mut ok = true;
         let taken = ring.take(memory, |addr, len, writable| {
+            *descriptors += 1;
             // What the device may only read is no room (2.7.4.2: it precedes what it may write).
             if writable && len != 0 {
                 ok &= scatter.push(memory, addr, len);
             }
         });
-        match taken.map_err(Bad::Ring)? {
-            None => Ok(false),
-            Some(_) if !ok => Err(Bad::Buffer),
-            Some(taken) => {
-                let bytes = u32::try_from(self.scatter.bytes() - before).unwrap_or(u32::MAX);
-                self.list.push((taken, bytes));
-                Ok(true)
-            }
+        let Some(taken) = taken.map_err(Bad::Ring)? else {
+            return Ok(false);
+        };
+        let bytes = self.scatter.bytes() - before;
+        if !ok || bytes == 0 || self.descriptors > u32::from(MAX_CHAIN) {
+            return Err(Bad::Buffer);
         }
+        self.list
+            .push((taken, u32::try_from(bytes).unwrap_or(u32::MAX)));
+        Ok(true)
     }
 }

@@ -18,7 +18,6 @@ const L2_BYTES: usize = 14 + 4;
 pub struct TxQueue {
     state: QueueState,
     taken: [Taken; BURST],
-    pending: usize,
     /// Longest frame that is no segment offload.
     max_frame: usize,
     may: MaySend,
@@ -63,7 +62,6 @@ impl Default for TxQueue {
         Self {
             state: QueueState::default(),
             taken: [Taken::default(); BURST],
-            pending: 0,
             max_frame: MAX_FRAME,
             may: MaySend::default(),
         }
@@ -84,14 +82,16 @@ impl DerefMut for TxQueue {
 }
 
 impl TxQueue {
-    /// Starts the ring, see [`QueueState::start`]. `mtu` bounds the frames; `None`: no bound.
+    /// Starts the ring, or starts it again at another place. A repeat with the configuration that
+    /// is already running changes nothing, so that a VMM may repeat itself on a live ring. `mtu`
+    /// bounds the frames; `None`: no bound.
     pub fn start(
         &mut self,
         config: &RingConfig,
         base: u16,
         mtu: Option<u16>,
     ) -> Result<(), SetupError> {
-        self.state.start(config, base)?;
+        self.state.start(config, base, true)?;
         self.may = MaySend::new(config.features);
         self.max_frame = mtu.map_or(MAX_FRAME, |m| usize::from(m) + L2_BYTES);
         Ok(())
@@ -115,7 +115,7 @@ impl TxQueue {
         if let Err(e) = result {
             self.state.break_ring(e);
         }
-        self.pending
+        self.state.held
     }
 
     fn drain_ring<Q: Queue>(
@@ -130,15 +130,15 @@ impl TxQueue {
         batch.attach(&self.state.memory);
         let mut seen = (0, 0);
         let result = loop {
-            if self.pending == BURST || !batch.has_room() {
+            if self.state.held == BURST || !batch.has_room() {
                 break Ok(());
             }
             match take_frame(ring, &self.state.memory, batch, self.state.hdr_len) {
                 Err(e) => break Err(e),
                 Ok(None) => break Ok(()),
                 Ok(Some((taken, bytes, result))) => {
-                    self.taken[self.pending] = taken;
-                    self.pending += 1;
+                    self.taken[self.state.held] = taken;
+                    self.state.held += 1;
                     seen.0 += 1;
                     seen.1 += bytes;
                     if let Err(reason) = result.and_then(|()| self.judge(batch)) {
@@ -156,11 +156,15 @@ impl TxQueue {
     fn judge(&self, batch: &mut Batch) -> Result<(), DropReason> {
         let i = batch.len() - 1;
         let len = batch.frame_len(i);
-        let hdr = batch.hdr(i);
+        let mut hdr = batch.hdr(i);
+        // Only a device may say the others (5.1.6.2): without meaning here.
+        hdr.flags &= NET_HDR_F_NEEDS_CSUM;
         let result = if (hdr.flags | hdr.gso_type) == 0 {
             if len > self.max_frame {
                 Err(DropReason::MtuExceeded)
             } else {
+                // What means nothing is not passed on.
+                batch.set_hdr(i, NetHdr::default());
                 Ok(())
             }
         } else {
@@ -173,9 +177,6 @@ impl TxQueue {
     }
 
     fn judge_offload(&self, batch: &mut Batch, i: usize, hdr: NetHdr) -> Result<(), DropReason> {
-        // Only a device may say these (5.1.6.2): without meaning here.
-        let mut hdr = hdr;
-        hdr.flags &= NET_HDR_F_NEEDS_CSUM;
         if !self.may.allows(&hdr) {
             return Err(DropReason::BadVnetHeader);
         }
@@ -201,7 +202,7 @@ impl TxQueue {
 
     /// Gives all drained buffers back to the guest, at once. Whom to call after unlocking.
     pub fn complete(&mut self) -> Option<Arc<dyn Call>> {
-        let taken = &self.taken[..std::mem::take(&mut self.pending)];
+        let taken = &self.taken[..std::mem::take(&mut self.state.held)];
         let memory = &self.state.memory;
         let wanted = match &mut self.state.ring {
             Some(Ring::Split(r)) => complete_ring(r, memory, taken),
