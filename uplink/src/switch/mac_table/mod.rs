@@ -1,19 +1,10 @@
 //! Which port a MAC address was last seen on: read without locks, changed under one.
 //!
-//! ```text
-//!  bucket, one cache line
-//!  ┌──────┬──────┬──────┬────────┬────────┬────────┬─────────┬──────────┬──────────┐
-//!  │ key0 │ key1 │ key2 │ value0 │ value1 │ value2 │ seen ×3 │ moved ×3 │ overflow │
-//!  └──────┴──────┴──────┴────────┴────────┴────────┴─────────┴──────────┴──────────┘
-//!    key:   1 · VLAN 12 · address 48      value: version 32 · incarnation 16 · port 16
-//! ```
-//!
 //! An entry lives in the bucket its key hashes to, or, when that is full, in the next with room;
-//! `overflow` counts the entries that have passed a bucket on their way, so that a search ends at
-//! the first bucket that none has passed. Every change of an entry gives its slot a new version:
-//! a reader takes version, key, version, and what was read between two equal versions belongs
-//! together. A verdict that remembers slot and version ([`Pin`]) is valid while the version
-//! stays, so learning one address invalidates no verdict on another.
+//! `overflow` of a bucket counts the entries that have passed it on their way, so that a search
+//! ends at the first bucket that none has passed. A verdict that remembers slot and version
+//! ([`Pin`]) is valid while the version stays, so learning one address invalidates no verdict on
+//! another.
 //!
 //! Only learned addresses are here. Those of ports with a fixed MAC are in the snapshot.
 //!
@@ -21,121 +12,26 @@
 //! and an address moves between ports at most once in [`MOVE_HOLD`] seconds. Both are judged
 //! without the lock, so that a port over its limit does not hold it.
 
+mod bucket;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::*, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 
+use self::bucket::{Bucket, Value, WAYS};
+pub(crate) use self::bucket::{MacKey, Owner, Pin};
 use crate::Mac;
 
-/// Entries of a bucket.
-const WAYS: usize = 3;
 /// Most entries of a table: a slot's number fits 16 bits, with a third of the slots empty.
-pub(crate) const MAX_ENTRIES: usize = 32_768;
+const MAX_ENTRIES: usize = 32_768;
 /// Seconds in which an address moves at most once.
 const MOVE_HOLD: u16 = 2;
 /// Most addresses for which moves are remembered.
 const MAX_MOVES: usize = 256;
-/// No slot has this port: the slot is empty or being changed.
-const NO_PORT: u16 = u16::MAX;
-
-/// A VLAN and an address, as one word; never zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct MacKey(u64);
-
-impl MacKey {
-    #[inline]
-    pub(crate) fn new(vid: u16, mac: Mac) -> Self {
-        let [a, b, c, d, e, f] = mac.0;
-        let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
-        Self(1 << 60 | u64::from(vid & 0xfff) << 48 | mac)
-    }
-
-    pub(crate) fn vid(self) -> u16 {
-        (self.0 >> 48) as u16 & 0xfff
-    }
-
-    pub(crate) fn mac(self) -> Mac {
-        let [_, _, a, b, c, d, e, f] = self.0.to_be_bytes();
-        Mac([a, b, c, d, e, f])
-    }
-}
-
-/// A port as the table knows it. A port that was removed or got another policy comes back with
-/// another incarnation, so that what was learned before does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) port: u16,
-    pub(crate) incarnation: u16,
-}
-
-/// A slot and the version of what was read in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pin {
-    pub(crate) slot: u16,
-    pub(crate) version: u32,
-}
-
-impl Pin {
-    /// Relies on no slot.
-    pub(crate) const NONE: Self = Self {
-        slot: u16::MAX,
-        version: 0,
-    };
-}
-
-#[derive(Clone, Copy)]
-struct Value {
-    version: u32,
-    owner: Owner,
-}
-
-impl Value {
-    fn unpack(v: u64) -> Self {
-        let owner = Owner {
-            port: v as u16,
-            incarnation: (v >> 16) as u16,
-        };
-        Self {
-            version: (v >> 32) as u32,
-            owner,
-        }
-    }
-
-    fn pack(self) -> u64 {
-        u64::from(self.version) << 32
-            | u64::from(self.owner.incarnation) << 16
-            | u64::from(self.owner.port)
-    }
-
-    /// The next version, for `port`.
-    fn next(self, port: Option<Owner>) -> Self {
-        let owner = port.unwrap_or(Owner {
-            port: NO_PORT,
-            incarnation: 0,
-        });
-        Self {
-            version: self.version.wrapping_add(1),
-            owner,
-        }
-    }
-}
-
-#[repr(align(64))]
-#[derive(Default)]
-struct Bucket {
-    keys: [AtomicU64; WAYS],
-    values: [AtomicU64; WAYS],
-    /// Second in which the entry was last a source, its low 16 bits.
-    seen: [AtomicU16; WAYS],
-    /// Second in which it last changed its port, likewise.
-    moved: [AtomicU16; WAYS],
-    overflow: AtomicU32,
-}
-const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// What a port may have in the table, and has.
 #[derive(Clone, Debug)]
@@ -473,46 +369,6 @@ impl MacTable {
     }
 }
 
-impl Bucket {
-    fn empty() -> Self {
-        let nobody = Value {
-            version: 0,
-            owner: Owner {
-                port: NO_PORT,
-                incarnation: 0,
-            },
-        };
-        let bucket = Self::default();
-        bucket
-            .values
-            .iter()
-            .for_each(|v| v.store(nobody.pack(), Relaxed));
-        bucket
-    }
-
-    /// The value of slot `way`, if the slot holds `key`.
-    #[inline]
-    fn read(&self, way: usize, key: MacKey) -> Option<Value> {
-        let before = self.values[way].load(Acquire);
-        let same = self.keys[way].load(Acquire) == key.0;
-        let after = self.values[way].load(Relaxed);
-        let value = Value::unpack(before);
-        (same && before == after && value.owner.port != NO_PORT).then_some(value)
-    }
-
-    /// Replaces slot `way`; its new version. With the lock held.
-    fn write(&self, way: usize, key: u64, owner: Option<Owner>) -> u32 {
-        let changing = Value::unpack(self.values[way].load(Relaxed)).next(None);
-        self.values[way].store(changing.pack(), Relaxed);
-        // Whoever reads the new key also sees that the slot was being changed.
-        fence(Release);
-        self.keys[way].store(key, Relaxed);
-        let value = changing.next(owner);
-        self.values[way].store(value.pack(), Release);
-        value.version
-    }
-}
-
 impl Control {
     /// Gives a port back one of the addresses it may have.
     fn credit(&mut self, owner: Owner) {
@@ -548,5 +404,4 @@ impl Account {
 }
 
 #[cfg(test)]
-#[path = "mac_table_tests.rs"]
 mod tests;
