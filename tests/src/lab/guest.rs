@@ -11,10 +11,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Boots three times as fast as with the defaults, under emulation.
-const KERNEL_ARGUMENTS: &str = "console=ttyS1 quiet panic=-1 mitigations=off tsc=reliable \
-    no_timer_check nokaslr cryptomgr.notests random.trust_cpu=on audit=0 nowatchdog \
-    rcupdate.rcu_expedited=1";
 /// A command in a guest that takes longer is stuck.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -114,6 +110,7 @@ pub struct GuestConfig {
     cpus: usize,
     nics: Vec<Nic>,
     boots_kernel: bool,
+    initramfs: Option<PathBuf>,
     arguments: Vec<String>,
     lifetime: Lifetime,
     boot_limit: Duration,
@@ -131,6 +128,7 @@ impl GuestConfig {
             cpus: 1,
             nics: vec![],
             boots_kernel: true,
+            initramfs: None,
             arguments: vec![],
             lifetime: Lifetime::Owner,
             boot_limit: PATIENCE,
@@ -170,6 +168,12 @@ impl GuestConfig {
     /// No kernel given: the firmware looks for one.
     pub fn firmware_boot(mut self) -> Self {
         self.boots_kernel = false;
+        self
+    }
+
+    /// A file system other than that of every guest.
+    pub fn initramfs(mut self, path: PathBuf) -> Self {
+        self.initramfs = Some(path);
         self
     }
 
@@ -253,10 +257,14 @@ impl GuestConfig {
         )));
         if self.boots_kernel {
             line.extend(["-kernel".into(), image::kernel().display().to_string()]);
-            line.extend(["-initrd".into(), image::initramfs()?.display().to_string()]);
+            let initramfs = match &self.initramfs {
+                Some(path) => path.clone(),
+                None => image::initramfs()?,
+            };
+            line.extend(["-initrd".into(), initramfs.display().to_string()]);
             line.extend([
                 "-append".into(),
-                format!("{KERNEL_ARGUMENTS} tandem.name={name}"),
+                format!("{} tandem.name={name}", image::KERNEL_ARGUMENTS),
             ]);
         }
         for (index, nic) in self.nics.iter().enumerate() {

@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// For every guest. Boots three times as fast as with the defaults, under emulation.
+pub const KERNEL_ARGUMENTS: &str = "console=ttyS1 quiet panic=-1 mitigations=off tsc=reliable \
+    no_timer_check nokaslr cryptomgr.notests random.trust_cpu=on audit=0 nowatchdog \
+    rcupdate.rcu_expedited=1";
+
 /// A QEMU to test with.
 #[derive(Clone, Debug)]
 pub struct Qemu {

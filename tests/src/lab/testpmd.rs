@@ -67,7 +67,7 @@ impl TestpmdConfig {
         } = self;
         let socket = self.socket.display();
         let mut line: Vec<String> = format!(
-            "--lcores 0@0,1@{core} --no-pci --in-memory --no-telemetry --file-prefix {name} \
+            "--lcores 0@0,1@{core} --no-pci --no-shconf --no-telemetry --file-prefix {name} \
              --log-level lib.eal:warning"
         )
         .split_whitespace()
@@ -99,6 +99,8 @@ impl TestpmdConfig {
                 .arg(program)
                 .args(self.command_line());
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            // DPDK's own files, otherwise below /run.
+            command.env("RUNTIME_DIRECTORY", dir);
         })?;
         let stdout = process.child().stdout.take().context("no output")?;
         let stdin = process.child().stdin.take().context("no input")?;
