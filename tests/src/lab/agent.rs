@@ -43,6 +43,17 @@ impl Agent {
         }
     }
 
+    /// Connects to the socket of a guest that somebody else starts, once it is there.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let mut stream = Err(io::ErrorKind::NotFound.into());
+        let what = format!("a guest at {}", path.display());
+        super::wait_until(&what, super::PATIENCE, || {
+            stream = UnixStream::connect(path);
+            Ok(stream.is_ok())
+        })?;
+        Ok(Self::new(stream?))
+    }
+
     /// Waits until the guest has booted.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
