@@ -43,7 +43,7 @@ pub fn default_run_dir() -> Result<PathBuf, Refused> {
 ///
 /// # Errors
 /// That there is no such variable, and what to do.
-pub fn default_state_dir() -> Result<PathBuf, Refused> {
+pub(super) fn default_state_dir() -> Result<PathBuf, Refused> {
     if is_root() {
         return Ok("/var/lib/tandem".into());
     }
@@ -60,7 +60,7 @@ pub fn default_state_dir() -> Result<PathBuf, Refused> {
 /// A directory of ours: made if it was not there, locked against other daemons. What was made is
 /// removed again when dropped, if it is empty.
 #[derive(Debug)]
-pub struct OwnDir {
+pub(super) struct OwnDir {
     _made: Made,
     _lock: File,
 }
@@ -70,7 +70,7 @@ impl OwnDir {
     ///
     /// # Errors
     /// It cannot be made, is no directory, or another daemon has it.
-    pub fn take(path: &Path, mode: u32, option: &str) -> Result<Self, Refused> {
+    pub(super) fn take(path: &Path, mode: u32, option: &str) -> Result<Self, Refused> {
         let system = |error: io::Error| {
             let reason = format!("cannot use {}: {error}", path.display());
             let remedy = "check its owner and permissions, or choose another";
