@@ -217,13 +217,13 @@ impl GuestConfig {
             command.args(&arguments);
         })?;
         let agent = connect(&mut process, &socket(dir, &self.name, "agent"))?;
-        let qmp = connect(&mut process, &socket(dir, &self.name, "qmp"))?;
+        let qmp = socket(dir, &self.name, "qmp");
         let console = dir.join(format!("{}.console.log", self.name));
         Ok(Guest {
             config: self,
             process,
             agent: Agent::new(agent),
-            qmp: Qmp::new(qmp)?,
+            qmp,
             console,
         })
     }
@@ -314,7 +314,7 @@ pub struct Guest {
     config: GuestConfig,
     process: Process,
     agent: Agent,
-    qmp: Qmp,
+    qmp: PathBuf,
     console: PathBuf,
 }
 
@@ -406,7 +406,7 @@ impl Guest {
 
     /// Resets the machine as its button would, and waits until it is up again.
     pub fn reset(&mut self) -> Result<()> {
-        self.qmp.execute("system_reset", json!({}))?;
+        self.qmp()?.execute("system_reset", json!({}))?;
         self.wait_ready(PATIENCE)
     }
 
@@ -428,9 +428,9 @@ impl Guest {
         Ok(())
     }
 
-    /// A monitor command.
-    pub fn qmp(&mut self) -> &mut Qmp {
-        &mut self.qmp
+    /// QEMU's monitor.
+    pub fn qmp(&mut self) -> Result<Qmp> {
+        Qmp::new(connect(&mut self.process, &self.qmp)?)
     }
 
     /// Adds what QEMU and the guest's console say.
