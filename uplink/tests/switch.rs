@@ -93,7 +93,8 @@ fn frames_that_end_here_are_counted_by_reason() {
         &[frame(mac(2), zero, 1), frame(mac(2), Mac::BROADCAST, 2)],
         0,
     );
-    assert_eq!(a.dropped(DropReason::BadSourceMac), 2);
+    a.send(&[frame(zero, zero, 0)], 0);
+    assert_eq!(a.dropped(DropReason::BadSourceMac), 3);
     let lldp = Mac([1, 0x80, 0xc2, 0, 0, 0x0e]);
     let stp = Mac([1, 0x80, 0xc2, 0, 0, 0]);
     a.send(&[frame(lldp, mac(1), 3), frame(stp, mac(1), 4)], 0);

@@ -119,3 +119,77 @@ pub(super) fn write_frame(file: &File, batch: &mut Batch, i: usize) -> io::Resul
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) use self::testing::{PacketSocket, wait_readable};
+
+/// The host's side of a device, for tests.
+#[cfg(test)]
+mod testing {
+    use std::io::{Read, Write};
+    use std::os::fd::BorrowedFd;
+
+    use super::*;
+
+    /// Waits until there is something to read.
+    ///
+    /// # Panics
+    /// After 30 s: something is wrong.
+    pub(in crate::nic) fn wait_readable(fd: BorrowedFd<'_>) {
+        let mut polled = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: `poll` reads and writes one `pollfd`, which outlives the call.
+        let ready = unsafe { libc::poll(&mut polled, 1, 30_000) };
+        assert_eq!(ready, 1, "a frame comes");
+    }
+
+    /// Sends and receives frames of the experimental EtherType and of IPv4 on one device.
+    pub(in crate::nic) struct PacketSocket(File);
+
+    impl PacketSocket {
+        pub(in crate::nic) fn bind(device: &str) -> io::Result<Self> {
+            let all = (libc::ETH_P_ALL as u16).to_be();
+            // SAFETY: `socket` has no memory arguments.
+            let fd = checked(unsafe {
+                libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)
+            })?;
+            // SAFETY: the descriptor was just made and is nobody else's.
+            let file = unsafe { File::from_raw_fd(fd) };
+            let name = request(device);
+            // SAFETY: the name in the request ends with a zero.
+            let index = unsafe { libc::if_nametoindex(name.ifr_name.as_ptr()) };
+            // SAFETY: `sockaddr_ll` is plain old data, for which zero is a value.
+            let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = all;
+            address.sll_ifindex = index as c_int;
+            let len = size_of::<libc::sockaddr_ll>() as u32;
+            // SAFETY: `bind` reads `len` bytes of an address that outlives the call.
+            checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+            Ok(Self(file))
+        }
+
+        pub(in crate::nic) fn send(&self, frame: &[u8]) {
+            assert_eq!((&self.0).write(frame).unwrap(), frame.len());
+        }
+
+        /// The next frame that a test sent.
+        pub(in crate::nic) fn receive(&self) -> Vec<u8> {
+            use std::os::fd::AsFd;
+            let mut frame = vec![0; 65_536];
+            loop {
+                wait_readable(self.0.as_fd());
+                let n = (&self.0).read(&mut frame).unwrap();
+                if matches!(frame[12..14], [0x88, 0xb5] | [8, 0])
+                    && frame[6..12] == [2, 0, 0, 0, 0, 2]
+                {
+                    frame.truncate(n);
+                    return frame;
+                }
+            }
+        }
+    }
+}

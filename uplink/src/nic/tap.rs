@@ -368,3 +368,7 @@ fn attach_error(name: &str, error: io::Error) -> TapError {
         },
     }
 }
+
+#[cfg(test)]
+#[path = "tap_tests.rs"]
+mod tests;

@@ -18,6 +18,8 @@ pub(crate) const L2_WORDS: usize = 2;
 const TAGGED: u64 = 1;
 /// Flag of a key: there is another 802.1Q tag behind the first.
 const DOUBLE: u64 = 2;
+/// Flag of every key: whatever the addresses, it differs from the key of an empty place.
+const KEY: u64 = 4;
 
 /// What is looked at in a frame, as a flow key. None: it is too short for addresses.
 #[inline]
@@ -26,14 +28,14 @@ pub(crate) fn key_of(head: &[u8], tag: Option<u16>) -> Option<Key<L2_WORDS>> {
     let dst = u64::from_be_bytes([a, b, c, d, e, f, 0, 0]);
     let src = u64::from_be_bytes([g, h, i, j, k, l, 0, 0]);
     Some(match tag {
-        None => [dst, src],
+        None => [dst, src | KEY],
         Some(tci) => {
             let double = if head.get(16..18) == Some(&[0x81, 0]) {
                 DOUBLE
             } else {
                 0
             };
-            [dst | u64::from(tci), src | TAGGED | double]
+            [dst | u64::from(tci), src | KEY | TAGGED | double]
         }
     })
 }
