@@ -151,6 +151,7 @@ fn indices_wrap() -> Result<()> {
         let config = Config::with(packed | spec::EVENT_IDX | spec::MRG_RXBUF);
         let mut a = rig.nic("a", &config)?;
         let mut b = rig.nic("b", &config)?;
+        exchange(&mut a, &mut b, 1);
         let mut next = 0;
         while next < 66_000 {
             let burst: Vec<_> = (next..next + 60)

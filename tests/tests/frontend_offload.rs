@@ -10,6 +10,8 @@ use tandem_tests::frontend::spec::{self, NetHdr};
 
 const A: [u8; 6] = mac(1);
 const B: [u8; 6] = mac(2);
+/// b is known without having spoken, so nothing is flooded.
+const PORTS: &[&str] = &["a", "b,mac=52:54:00:00:00:02"];
 
 /// Everything a sender may be.
 const ALL_HOST: u64 =
@@ -98,7 +100,7 @@ fn cross(a: &mut Nic, b: &mut Nic, shape: Shape, seed: u32) {
 
 /// Every shape to one kind of receiver.
 fn all_shapes_to(receiver: u64, ring: u64) -> Result<()> {
-    let rig = Rig::new(&["a", "b"])?;
+    let rig = Rig::new(PORTS)?;
     let mut a = rig.nic("a", &Config::with(ALL_HOST | ring))?;
     let mut b = rig.nic("b", &Config::with(receiver | ring))?;
     let shapes = shapes();
@@ -150,7 +152,7 @@ fn senders() -> Vec<u64> {
 
 /// The full product: every sender sends what it may to every receiver.
 fn product(buffers: u64) -> Result<()> {
-    let rig = Rig::new(&["a", "b"])?;
+    let rig = Rig::new(PORTS)?;
     let shapes = shapes();
     for receiver in receivers() {
         let mut b = rig.nic("b", &Config::with(receiver | buffers))?;
@@ -186,7 +188,7 @@ fn every_sender_to_every_receiver_mergeable() -> Result<()> {
 /// The largest frame IPv4 allows, to receivers that take it whole, in pieces, and cut.
 #[test]
 fn largest_frame() -> Result<()> {
-    let rig = Rig::new(&["a", "b"])?;
+    let rig = Rig::new(PORTS)?;
     for v6 in [false, true] {
         let shape = Shape {
             v6,
@@ -246,7 +248,7 @@ fn flooded_to_different_receivers() -> Result<()> {
 /// Headers that lie: each is dropped and counted on its sender, and the next good frame passes.
 #[test]
 fn lying_headers() -> Result<()> {
-    let rig = Rig::new(&["a", "b"])?;
+    let rig = Rig::new(PORTS)?;
     let mut a = rig.nic("a", &Config::with(ALL_HOST))?;
     let mut b = rig.nic("b", &Config::with(0))?;
     let shape = Shape {
@@ -308,7 +310,7 @@ fn lying_headers() -> Result<()> {
 /// What the sender did not negotiate it may not use.
 #[test]
 fn offload_not_negotiated() -> Result<()> {
-    let rig = Rig::new(&["a", "b"])?;
+    let rig = Rig::new(PORTS)?;
     let mut a = rig.nic("a", &Config::with(0))?;
     let mut b = rig.nic("b", &Config::with(spec::MRG_RXBUF))?;
     let shape = Shape {

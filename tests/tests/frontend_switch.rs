@@ -153,7 +153,7 @@ fn tags_on_an_access_port() -> Result<()> {
 #[test]
 fn trunk_and_native_vlan() -> Result<()> {
     let rig = Rig::new(&[
-        "t,trunk_vlans=10+20-29,native_vlan=5",
+        "t,trunk_vlans=5+10+20-29,native_vlan=5",
         "n,vlan=5",
         "x,vlan=25",
         "o,vlan=30",
