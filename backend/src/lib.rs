@@ -13,5 +13,6 @@ pub mod port;
 pub mod spread;
 pub mod status;
 pub mod store;
+mod sys;
 pub mod vhost;
 mod worker;

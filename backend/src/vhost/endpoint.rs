@@ -1,12 +1,18 @@
 //! A port's vhost-user socket, and the thread that serves it.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
+use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
 use super::device::Device;
+use super::serve::Server;
+use super::session::{RING_PACKED, Session};
+use super::socket::Gate;
 
 /// Where the VMM is met.
 #[derive(Debug)]
@@ -43,6 +49,41 @@ pub enum EndpointError {
         /// Its length in bytes.
         len: usize,
     },
+    /// Somebody listens there.
+    #[error("another process listens at {path}: end it, or choose another socket for this port")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file is in the way.
+    #[error("{path} exists and is not a socket: remove it, or choose another socket for this port")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is no such group.
+    #[error("there is no group {group}: create it, or choose another socket_group")]
+    Group {
+        /// Its name.
+        group: String,
+    },
+    /// The socket cannot be made as asked.
+    #[error(
+        "cannot listen at {path}: {source} (its directory must exist and be writable, and changing \
+         the group takes being a member of it or root)"
+    )]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The descriptor handed over is something else.
+    #[error("the descriptor handed over is not a listening unix stream socket")]
+    NotListening,
+    /// The system does not let us have what a socket takes.
+    #[error("cannot serve a socket: {0}")]
+    Socket(#[source] io::Error),
 }
 
 /// What a port's session is at this moment.
@@ -68,13 +109,49 @@ pub struct SessionStatus {
     pub reason: Option<String>,
 }
 
+/// What an endpoint's thread and those who ask share.
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) device: Arc<dyn Device>,
+    /// An eventfd that tells the thread that `state` wants something of it.
+    pub(super) wake: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// The counters, and what remains of earlier sessions.
+    pub(super) status: SessionStatus,
+    pub(super) session: Option<Arc<Session>>,
+    /// Why there is no session, when none is there.
+    pub(super) waiting: String,
+    /// End the session, for this reason.
+    pub(super) disconnect: Option<String>,
+    /// End the thread.
+    pub(super) stop: bool,
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
 /// A port's socket and its session. Dropping it ends the session and removes the socket.
-pub struct Endpoint {}
+pub struct Endpoint {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Endpoint {
     /// Opens a port's socket and starts to serve it. VMMs can connect when this returns.
     ///
-    /// `name` names the port (threads carry it), `run_dir` must exist and be ours.
+    /// `name` names the port (threads carry it). `run_dir` must exist and be writable by us alone;
+    /// a socket that VMMs do not see lies there for a moment when one connects.
     ///
     /// # Errors
     /// The socket cannot be had; nothing is left behind.
@@ -84,18 +161,91 @@ impl Endpoint {
         source: Source,
         device: Arc<dyn Device>,
     ) -> Result<Self, EndpointError> {
-        let _ = (name, run_dir, source, device);
-        Ok(Self {})
+        let gate = Gate::open(source)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| EndpointError::Socket(e.into()))?;
+        let waiting = gate.waiting_for();
+        let state = Mutex::new(State {
+            waiting,
+            ..State::default()
+        });
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            device,
+            wake,
+            state,
+        });
+        let server = Server::new(Arc::clone(&shared), gate, run_dir.into());
+        let thread = thread::Builder::new()
+            .name(thread_name(name, "door"))
+            .spawn(move || server.run())
+            .map_err(EndpointError::Socket)?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// What the session is at this moment.
     pub fn status(&self) -> SessionStatus {
-        SessionStatus::default()
+        let state = self.shared.state();
+        let mut status = state.status.clone();
+        let Some(session) = state.session.clone() else {
+            status.reason = Some(state.waiting.clone());
+            return status;
+        };
+        drop(state);
+        let broken = session.device.broken();
+        let info = session.info();
+        status.connected = true;
+        status.unsupported_messages += info.unsupported_messages;
+        status.acked_features = info.virtio_features();
+        status.packed = status.acked_features & RING_PACKED != 0;
+        status.memory_regions = info.memory.len();
+        let complaint = info.complaints.values().next().cloned();
+        status.last_error = broken.clone().or(complaint).or(status.last_error);
+        status.reason = broken.or_else(|| info.reason());
+        status
     }
 
     /// Ends the session, if there is one, and says why. The VMM may connect again. Returns at
     /// once; [`Device::disconnected`] follows.
     pub fn disconnect(&self, reason: String) {
-        let _ = reason;
+        let mut state = self.shared.state();
+        if state.session.is_some() {
+            state.disconnect = Some(reason);
+            self.shared.wake();
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.shared.state().stop = true;
+        self.shared.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread's name: 15 bytes at most, of which the port gets what is left.
+pub(super) fn thread_name(port: &str, task: &str) -> String {
+    let mut room = 14 - task.len();
+    while !port.is_char_boundary(room.min(port.len())) {
+        room -= 1;
+    }
+    format!("{} {task}", &port[..room.min(port.len())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thread_name;
+
+    #[test]
+    fn thread_names_fit() {
+        assert_eq!(thread_name("web1", "door"), "web1 door");
+        assert_eq!(thread_name("a-long-port-name", "vhost"), "a-long-po vhost");
+        assert_eq!(thread_name("ääääääääää", "door").len(), 15);
     }
 }

@@ -1,0 +1,380 @@
+//! What needs `unsafe`: mapping what a VMM shares, and surviving when it takes it back.
+//!
+//! A VMM can truncate its memory file while we have it mapped, or have too few huge pages for it;
+//! to touch such a page raises SIGBUS. [`on_sigbus`] then looks the address up in a table of what
+//! is mapped from VMMs, puts anonymous memory over that whole mapping, and sets the [`Fault`] of
+//! the session it belongs to. The access that faulted goes on, harmlessly; the session's queues
+//! see the flag after their burst and stop. Any other address goes to whoever handled SIGBUS
+//! before.
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::ffi::{CString, c_int, c_void};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tandem_virtio_net::memory::{DirtyLog, Fault, Memory, MemoryError, Region};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// Mappings that can be watched at once: a VM has a few, or up to 509 if its memory is hot-plugged.
+const SLOTS: usize = 4096;
+
+/// A watched mapping. `sequence` is odd while the other fields change, so that a signal handler on
+/// another thread can tell that what it read belongs together.
+struct Slot {
+    sequence: AtomicU32,
+    start: AtomicUsize,
+    len: AtomicUsize,
+    fault: AtomicPtr<Fault>,
+}
+
+static TABLE: [Slot; SLOTS] = [const {
+    Slot {
+        sequence: AtomicU32::new(0),
+        start: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+        fault: AtomicPtr::new(ptr::null_mut()),
+    }
+}; SLOTS];
+
+/// Which slots are taken; the handler never looks at it.
+static TAKEN: Mutex<[bool; SLOTS]> = Mutex::new([false; SLOTS]);
+
+/// Slots from here on were never used.
+static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+
+/// The handler of SIGBUS there was before ours.
+static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Keeps a mapping in the table. Drop it before the mapping is unmapped.
+struct Watch {
+    slot: usize,
+    fault: Arc<Fault>,
+}
+
+impl Watch {
+    /// Watches `len` bytes, whole pages of the mapping's kind, at `start`.
+    fn new(start: usize, len: usize, fault: &Arc<Fault>) -> io::Result<Self> {
+        install()?;
+        let slot = {
+            let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = taken.iter().position(|t| !t).ok_or_else(|| {
+                io::Error::other(format!(
+                    "more than {SLOTS} regions of guest memory are mapped"
+                ))
+            })?;
+            taken[slot] = true;
+            slot
+        };
+        HIGH_WATER.fetch_max(slot + 1, SeqCst);
+        let watch = Self {
+            slot,
+            fault: Arc::clone(fault),
+        };
+        watch.set(start, len, Arc::as_ptr(&watch.fault).cast_mut());
+        Ok(watch)
+    }
+
+    fn set(&self, start: usize, len: usize, fault: *mut Fault) {
+        let slot = &TABLE[self.slot];
+        slot.sequence.fetch_add(1, SeqCst);
+        slot.start.store(start, SeqCst);
+        slot.len.store(len, SeqCst);
+        slot.fault.store(fault, SeqCst);
+        slot.sequence.fetch_add(1, SeqCst);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.set(0, 0, ptr::null_mut());
+        TAKEN.lock().unwrap_or_else(PoisonError::into_inner)[self.slot] = false;
+    }
+}
+
+/// Installs the handler, once in a process.
+fn install() -> io::Result<()> {
+    static INSTALLED: Mutex<bool> = Mutex::new(false);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *installed {
+        return Ok(());
+    }
+    let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asks only; `previous` is valid for a write of a sigaction.
+    if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), previous.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sigaction has filled it in; all zeroes is a valid one too.
+    let _ = PREVIOUS.set(unsafe { previous.assume_init() });
+
+    // SAFETY: all zeroes is a valid sigaction.
+    let mut ours: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
+    ours.sa_sigaction = handler as usize;
+    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler has the signature SA_SIGINFO asks for, and makes only calls that are
+    // safe in a signal handler.
+    if unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    *installed = true;
+    Ok(())
+}
+
+extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid siginfo_t. A positive code says that the kernel raised the
+    // signal for a memory access, and only then is there an address.
+    let address = unsafe { ((*info).si_code > 0).then(|| (*info).si_addr() as usize) };
+    if !address.is_some_and(recover) {
+        chain(signal, info, context);
+    }
+}
+
+/// Puts memory where there is none any more; false if the address is not watched.
+fn recover(address: usize) -> bool {
+    let mut mapped = false;
+    for slot in &TABLE[..HIGH_WATER.load(SeqCst)] {
+        let sequence = slot.sequence.load(SeqCst);
+        let (start, len) = (slot.start.load(SeqCst), slot.len.load(SeqCst));
+        let fault = slot.fault.load(SeqCst);
+        // A slot that changes is not that of the address: who accesses a mapping keeps it.
+        if sequence % 2 == 1 || slot.sequence.load(SeqCst) != sequence {
+            continue;
+        }
+        if address.wrapping_sub(start) >= len || fault.is_null() {
+            continue;
+        }
+        if !mapped && !map_anonymous(start, len) {
+            return false;
+        }
+        mapped = true;
+        // SAFETY: the slot holds the address that this thread is accessing, so this thread keeps
+        // the mapping, the mapping's `Watch`, and with it the `Arc` of the flag.
+        unsafe { (*fault).set() };
+    }
+    mapped
+}
+
+/// Puts zeroed private memory over a mapping; the errno of the thread is kept.
+fn map_anonymous(start: usize, len: usize) -> bool {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    // SAFETY: the range is exactly one mapping of ours of which no reference exists (guest memory
+    // and logs are accessed by raw copies and atomics through pointers only), and it stays mapped.
+    unsafe {
+        let errno = *libc::__errno_location();
+        let at = libc::syscall(libc::SYS_mmap, start, len, prot, flags, -1, 0usize);
+        *libc::__errno_location() = errno;
+        at as usize == start
+    }
+}
+
+/// Does what would have been done without us.
+fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let (handler, flags) = PREVIOUS
+        .get()
+        .map_or((libc::SIG_DFL, 0), |p| (p.sa_sigaction, p.sa_flags));
+    match handler {
+        // SAFETY: resetting a signal to its default and raising it are safe in a handler. The
+        // signal is blocked now and kills the process as soon as the handler returns.
+        libc::SIG_DFL | libc::SIG_IGN => unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        },
+        // SAFETY: whoever installed this handler with SA_SIGINFO gave it this signature.
+        f if flags & libc::SA_SIGINFO != 0 => unsafe {
+            let f: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = std::mem::transmute(f);
+            f(signal, info, context);
+        },
+        // SAFETY: without SA_SIGINFO it has this one.
+        f => unsafe {
+            let f: extern "C" fn(c_int) = std::mem::transmute(f);
+            f(signal);
+        },
+    }
+}
+
+/// A session's mapped memory. The watches end before the mappings do: fields drop in order.
+struct Mapped {
+    _watches: Vec<Watch>,
+    _memory: Arc<GuestMemoryMmap>,
+}
+
+/// Makes guest memory that is mapped available to the data path, and watches it.
+///
+/// # Errors
+/// Too much is watched already, or the regions make no sense.
+pub(crate) fn guest_memory(memory: Arc<GuestMemoryMmap>, fault: &Arc<Fault>) -> io::Result<Memory> {
+    let mut regions = Vec::new();
+    let mut watches = Vec::new();
+    for region in memory.iter() {
+        let (host, len) = (region.as_ptr(), region.len());
+        watches.push(Watch::new(host.addr(), page_round(len as usize), fault)?);
+        // SAFETY: the crate has mapped `len` bytes readable and writable at `host`, and `keep`
+        // below holds that mapping.
+        regions.push(unsafe { Region::new(region.start_addr().raw_value(), len, host) });
+    }
+    let keep: Arc<dyn Any + Send + Sync> = Arc::new(Mapped {
+        _watches: watches,
+        _memory: memory,
+    });
+    Memory::new(regions, Arc::clone(fault), keep)
+        .map_err(|e: MemoryError| io::Error::new(io::ErrorKind::InvalidInput, e))
+}
+
+/// A mapped dirty log.
+struct LogMap {
+    _watch: Watch,
+    unmap: Unmap,
+}
+
+/// Unmaps when dropped; after the watch, because fields drop in order.
+struct Unmap {
+    start: usize,
+    len: usize,
+}
+
+impl Drop for Unmap {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map_log` and only its `LogMap` refers to it; whoever
+        // uses the log holds that.
+        unsafe { libc::munmap(ptr::without_provenance_mut(self.start), self.len) };
+    }
+}
+
+/// Maps a dirty log: `len` bytes of `file` at `offset`. The file must have them.
+///
+/// # Errors
+/// mmap's, and too much is watched already.
+pub(crate) fn map_log(
+    file: impl AsFd,
+    offset: u64,
+    len: u64,
+    fault: &Arc<Fault>,
+) -> io::Result<DirtyLog> {
+    let (file, len) = (
+        file.as_fd().as_raw_fd(),
+        usize::try_from(len).map_err(io::Error::other)?,
+    );
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let map = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file, offset) };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let unmap = Unmap {
+        start: map.addr(),
+        len,
+    };
+    let keep = Arc::new(LogMap {
+        _watch: Watch::new(map.addr(), page_round(len), fault)?,
+        unmap,
+    });
+    debug_assert_eq!(keep.unmap.len, len);
+    // SAFETY: `len` bytes are mapped writable at `map` while `keep` lives.
+    Ok(unsafe { DirtyLog::new(map.cast(), len, keep) })
+}
+
+/// Rounds up to whole pages. Huge pages are whole already: other sizes of them are not accepted.
+fn page_round(len: usize) -> usize {
+    len.next_multiple_of(4096)
+}
+
+/// The number of a group given by name or number.
+pub(crate) fn group_id(name: &str) -> Option<u32> {
+    if let Ok(id) = name.parse() {
+        return Some(id);
+    }
+    let name = CString::new(name).ok()?;
+    let mut text = vec![0; 64 << 10];
+    let mut entry = MaybeUninit::<libc::group>::zeroed();
+    let mut found = ptr::null_mut();
+    // SAFETY: `name` ends in NUL; `entry`, `text` and `found` are valid for writes of their size,
+    // and the entry's pointers into `text` are not used.
+    let error = unsafe {
+        libc::getgrnam_r(
+            name.as_ptr(),
+            entry.as_mut_ptr(),
+            text.as_mut_ptr(),
+            text.len(),
+            &raw mut found,
+        )
+    };
+    // SAFETY: when it says that it found one, it has filled `entry` in.
+    (error == 0 && !found.is_null()).then(|| unsafe { entry.assume_init_ref() }.gr_gid)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use vm_memory::{FileOffset, GuestAddress};
+
+    use super::*;
+
+    fn memfd(len: u64) -> std::fs::File {
+        let file = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, len).unwrap();
+        file.into()
+    }
+
+    fn shared(file: &std::fs::File, len: usize) -> Arc<GuestMemoryMmap> {
+        let at = FileOffset::new(file.try_clone().unwrap(), 0);
+        Arc::new(
+            GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, Some(at))]).unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_truncated_file_costs_its_session_only() {
+        let (file, other) = (memfd(0x4000), memfd(0x4000));
+        let (fault, other_fault) = (Arc::<Fault>::default(), Arc::<Fault>::default());
+        let memory = guest_memory(shared(&file, 0x4000), &fault).unwrap();
+        let other = guest_memory(shared(&other, 0x4000), &other_fault).unwrap();
+        ftruncate(&file, 0).unwrap();
+        let dst = memory.host(0x2000, 4).unwrap();
+        // SAFETY: `dst` is four bytes of this memory, which stays mapped whatever the file does.
+        unsafe { memory.write(0x2000, dst, b"boom".as_ptr(), 4) };
+        assert!(fault.is_set() && !other_fault.is_set());
+        // Another page of the region is memory now as well.
+        // SAFETY: as above; the read is of one mapped byte.
+        assert_eq!(unsafe { memory.host(0, 1).unwrap().read_volatile() }, 0);
+        let dst = other.host(0, 4).unwrap();
+        // SAFETY: as above.
+        unsafe { other.write(0, dst, b"fine".as_ptr(), 4) };
+        assert!(!other_fault.is_set());
+    }
+
+    #[test]
+    fn a_truncated_log_costs_its_session_only() {
+        let file = memfd(0x2000);
+        let fault = Arc::<Fault>::default();
+        let log = map_log(&file, 0, 0x2000, &fault).unwrap();
+        log.mark(0, 1);
+        assert!(!fault.is_set());
+        ftruncate(&file, 0).unwrap();
+        log.mark(0x1800 * 8 * 4096, 1);
+        assert!(fault.is_set());
+    }
+
+    #[test]
+    fn slots_are_given_back() {
+        let file = memfd(0x1000);
+        let fault = Arc::<Fault>::default();
+        for _ in 0..2 * SLOTS {
+            drop(guest_memory(shared(&file, 0x1000), &fault).unwrap());
+        }
+        assert_eq!(Arc::strong_count(&fault), 1);
+    }
+
+    #[test]
+    fn groups_by_name_and_number() {
+        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(group_id("42"), Some(42));
+        assert_eq!(group_id("no such group"), None);
+    }
+}

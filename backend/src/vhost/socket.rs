@@ -1,0 +1,289 @@
+//! The sockets a VMM and we meet at, and the private one between the front door and the crate.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Gid, Mode, OFlags, chmodat, chown, fchmod};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    sockopt,
+};
+use rustix::process::getpid;
+
+use super::endpoint::{EndpointError, Source};
+use crate::sys;
+
+/// Bytes of a path that fit into a socket address with their NUL (unix(7)).
+const MAX_PATH: usize = 107;
+/// Connections that may wait to be accepted. All but one are refused anyway.
+const BACKLOG: i32 = 16;
+
+/// Where VMMs come from.
+pub(super) enum Gate {
+    /// They connect.
+    Listening {
+        /// Non-blocking.
+        listener: UnixListener,
+        /// The file to remove in the end, if it is ours.
+        file: Option<SocketFile>,
+    },
+    /// We connect.
+    Connecting(PathBuf),
+}
+
+/// A socket's file. Dropping this removes it, unless another one is there by now.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        let identity = identity(&path)?;
+        Ok(Self { path, identity })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|id| id == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+impl Gate {
+    /// Opens a port's socket.
+    pub(super) fn open(source: Source) -> Result<Self, EndpointError> {
+        match source {
+            Source::Listen {
+                path,
+                permissions,
+                group,
+            } => {
+                check_length(&path)?;
+                listen_at(path, permissions, group.as_deref())
+            }
+            Source::Connect { path } => {
+                check_length(&path)?;
+                Ok(Self::Connecting(path))
+            }
+            Source::Listener(fd) => {
+                let ours = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX)
+                    && sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
+                    && sockopt::socket_acceptconn(&fd) == Ok(true);
+                if !ours {
+                    return Err(EndpointError::NotListening);
+                }
+                Ok(Self::Listening {
+                    listener: nonblocking(fd)?,
+                    file: None,
+                })
+            }
+        }
+    }
+
+    /// The listener's descriptor, to wait for connections.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Listening { listener, .. } => Some(listener.as_fd()),
+            Self::Connecting(_) => None,
+        }
+    }
+
+    /// The next VMM, if there is one now. The stream does not block.
+    pub(super) fn next(&self) -> io::Result<Option<UnixStream>> {
+        let stream = match self {
+            Self::Listening { listener, .. } => match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if is_transient(&e) => return Ok(None),
+                Err(e) => return Err(e),
+            },
+            Self::Connecting(path) => connect_to(path)?,
+        };
+        stream.set_nonblocking(true)?;
+        Ok(Some(stream))
+    }
+
+    /// What keeps a VMM from being here, when nothing went wrong.
+    pub(super) fn waiting_for(&self) -> String {
+        match self {
+            Self::Listening {
+                file: Some(file), ..
+            } => {
+                format!(
+                    "no VMM is connected: start one with a vhost-user NIC at {}",
+                    file.path.display()
+                )
+            }
+            Self::Listening { file: None, .. } => {
+                "no VMM is connected: start one with a vhost-user NIC at the socket handed over"
+                    .into()
+            }
+            Self::Connecting(path) => {
+                format!(
+                    "no VMM is connected: none listens at {} yet",
+                    path.display()
+                )
+            }
+        }
+    }
+}
+
+fn is_transient(e: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+    matches!(e.kind(), WouldBlock | Interrupted | ConnectionAborted)
+}
+
+fn nonblocking(fd: OwnedFd) -> Result<UnixListener, EndpointError> {
+    let listener = UnixListener::from(fd);
+    listener
+        .set_nonblocking(true)
+        .map_err(EndpointError::Socket)?;
+    Ok(listener)
+}
+
+fn check_length(path: &Path) -> Result<(), EndpointError> {
+    let len = path.as_os_str().as_bytes().len();
+    if len > MAX_PATH {
+        return Err(EndpointError::PathTooLong {
+            path: path.into(),
+            len,
+        });
+    }
+    Ok(())
+}
+
+/// Listens at `path`. A socket can be connected to only once it listens, so mode and group are
+/// set before that.
+fn listen_at(path: PathBuf, mode: u32, group: Option<&str>) -> Result<Gate, EndpointError> {
+    let group = group
+        .map(|name| {
+            let unknown = || EndpointError::Group { group: name.into() };
+            sys::group_id(name).map(Gid::from_raw).ok_or_else(unknown)
+        })
+        .transpose()?;
+    let failed = |e: Errno| EndpointError::Listen {
+        path: path.clone(),
+        source: e.into(),
+    };
+    let fd = socket(SocketFlags::empty()).map_err(failed)?;
+    let address = SocketAddrUnix::new(&path).map_err(failed)?;
+    match bind(&fd, &address) {
+        Err(Errno::ADDRINUSE) => {
+            remove_stale(&path)?;
+            bind(&fd, &address).map_err(failed)?;
+        }
+        other => other.map_err(failed)?,
+    }
+    let file = SocketFile::new(path.clone()).map_err(EndpointError::Socket)?;
+    if let Some(group) = group {
+        chown(&path, None, Some(group)).map_err(failed)?;
+    }
+    let mode = Mode::from_raw_mode(mode & 0o777);
+    chmodat(rustix::fs::CWD, &path, mode, rustix::fs::AtFlags::empty()).map_err(failed)?;
+    listen(&fd, BACKLOG).map_err(failed)?;
+    Ok(Gate::Listening {
+        listener: nonblocking(fd)?,
+        file: Some(file),
+    })
+}
+
+/// Removes a socket that nobody listens at any more; anything else at `path` is somebody's.
+fn remove_stale(path: &Path) -> Result<(), EndpointError> {
+    let failed = |e: io::Error| EndpointError::Listen {
+        path: path.into(),
+        source: e,
+    };
+    let meta = fs::symlink_metadata(path).map_err(failed)?;
+    if !meta.file_type().is_socket() {
+        return Err(EndpointError::NotASocket { path: path.into() });
+    }
+    match connect_to(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        _ => Err(EndpointError::InUse { path: path.into() }),
+    }
+}
+
+fn socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
+    socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | flags,
+        None,
+    )
+}
+
+/// Connects without ever waiting.
+fn connect_to(path: &Path) -> io::Result<UnixStream> {
+    let fd = socket(SocketFlags::NONBLOCK)?;
+    connect(&fd, &SocketAddrUnix::new(path)?)?;
+    Ok(fd.into())
+}
+
+/// A listening socket in the run directory that only we can connect to, for the one connection
+/// the crate wants to make by path. Its file is gone when this is dropped.
+pub(super) struct Inner {
+    listener: UnixListener,
+    path: String,
+    _run_dir: OwnedFd,
+}
+
+impl Inner {
+    pub(super) fn new(run_dir: &Path) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let run_dir = rustix::fs::open(run_dir, flags, Mode::empty())?;
+        // By way of the descriptor the path is short and valid text, whatever the directory's is.
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (dir, pid) = (run_dir.as_raw_fd(), getpid().as_raw_nonzero());
+        let path = format!("/proc/self/fd/{dir}/.inner-{pid}-{n}");
+        let fd = socket(SocketFlags::NONBLOCK)?;
+        // The mode of the socket becomes that of its file, so that nobody else can connect.
+        fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+        let _ = fs::remove_file(&path); // from a process of this number that was killed
+        bind(&fd, &SocketAddrUnix::new(path.as_str())?)?;
+        let inner = Self {
+            listener: fd.into(),
+            path,
+            _run_dir: run_dir,
+        };
+        listen(&inner.listener, BACKLOG)?;
+        Ok(inner)
+    }
+
+    /// Where to connect.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The connection this process has just made; others are dropped.
+    pub(super) fn accept(self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept()?;
+            if sockopt::socket_peercred(&stream)?.pid == getpid() {
+                return Ok(stream);
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
