@@ -79,6 +79,19 @@ pub(super) fn set_up(name: &str) -> io::Result<()> {
     configure(libc::SIOCSIFFLAGS as c_ulong, &mut request)
 }
 
+/// Gives the device `name` a MAC address.
+pub(super) fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = request(name);
+    // SAFETY: `sockaddr` is plain old data, for which zero is a value.
+    let mut address: libc::sockaddr = unsafe { zeroed() };
+    address.sa_family = libc::ARPHRD_ETHER;
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    configure(libc::SIOCSIFHWADDR as c_ulong, &mut request)
+}
+
 fn configure(what: c_ulong, request: &mut ifreq) -> io::Result<()> {
     // SAFETY: `socket` has no memory arguments.
     let fd =

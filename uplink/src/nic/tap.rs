@@ -16,7 +16,7 @@ use tandem_virtio_net::spec::*;
 use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
 
 use super::sys;
-use crate::Outlet;
+use crate::{Mac, Outlet};
 
 /// The device through which TAPs are made.
 const TUN: &str = "/dev/net/tun";
@@ -133,6 +133,18 @@ impl Tap {
             to_vm: Arc::default(),
             segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
+        })
+    }
+
+    /// Gives the device a MAC address; without, the kernel has made one up.
+    ///
+    /// # Errors
+    /// [`TapError::Io`] for an address that no device can have.
+    pub fn set_mac(&self, mac: Mac) -> Result<(), TapError> {
+        sys::set_mac(&self.name, mac.0).map_err(|error| TapError::Io {
+            name: self.name.clone(),
+            what: "setting its MAC address",
+            error,
         })
     }
 

@@ -206,6 +206,12 @@ fn the_device_is_up_while_it_is_held_and_goes_with_it() {
         Tap::open(tap.name(), 1500),
         Err(TapError::Busy(_))
     ));
+    tap.set_mac(Mac(GUEST)).unwrap();
+    assert_eq!(read("address").trim(), Mac(GUEST).to_string());
+    assert!(matches!(
+        tap.set_mac(Mac::BROADCAST),
+        Err(TapError::Io { .. })
+    ));
     drop((tap, host));
     assert!(!std::path::Path::new(&at).exists());
 }

@@ -159,3 +159,69 @@ impl Pipeline<'_> {
         (port.account.owner == owner).then_some((port, pin))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tandem_virtio_net::{Batch, Counters, Scratch};
+
+    use super::*;
+    use crate::switch::{Outlet, PortSpec, Switch, SwitchConfig};
+
+    struct Nowhere;
+
+    impl Outlet for Nowhere {
+        fn deliver(&self, _: &mut Batch, _: &[u8], _: &mut Scratch) {}
+        fn ready(&self) -> bool {
+            true
+        }
+    }
+
+    fn spec(name: &str) -> PortSpec {
+        PortSpec::new(name, Arc::new(Counters::default()), Arc::new(Nowhere))
+    }
+
+    fn key(dst: u8, src: u8) -> Key<L2_WORDS> {
+        key_of(&[2, 0, 0, 0, 0, dst, 2, 0, 0, 0, 0, src], None).expect("long enough")
+    }
+
+    /// Judges a frame from the port called `from`.
+    fn judge(switch: &Switch, snapshot: &Snapshot, from: &str, key: &Key<L2_WORDS>) -> Verdict {
+        let port = snapshot.ports().find(|p| p.name == from).expect("the port");
+        Pipeline {
+            snapshot,
+            table: &switch.table,
+            port,
+            now: 0,
+        }
+        .judge(key)
+        .verdict
+    }
+
+    #[test]
+    fn a_burst_with_an_old_snapshot_does_not_take_a_new_port_for_the_old_one() {
+        let switch = Switch::new("default", SwitchConfig::default());
+        switch.add_port(spec("a")).unwrap();
+        let gone = switch.add_port(spec("gone")).unwrap();
+        let old = switch.snapshot.load_full();
+        switch.remove_port(gone);
+        let new = switch.add_port(spec("new")).unwrap();
+        assert_eq!(new.slot, gone.slot);
+        let current = switch.snapshot.load_full();
+        assert_eq!(judge(&switch, &current, "new", &key(9, 2)), Verdict::FLOOD);
+        let to_new = Verdict::deliver(new.slot, None);
+        assert_eq!(judge(&switch, &current, "a", &key(2, 1)), to_new);
+        assert_eq!(judge(&switch, &old, "a", &key(2, 1)), Verdict::FLOOD);
+        // Nor is anything learned for the port that is gone.
+        assert_eq!(judge(&switch, &old, "gone", &key(9, 3)), Verdict::FLOOD);
+        assert_eq!(judge(&switch, &current, "a", &key(3, 1)), Verdict::FLOOD);
+    }
+
+    #[test]
+    fn no_key_is_that_of_an_empty_place() {
+        assert_ne!(key_of(&[0; 60], None), Some([0; L2_WORDS]));
+        assert_eq!(key_of(&[0; 11], None), None);
+        assert_ne!(key(1, 2), key(2, 1));
+    }
+}

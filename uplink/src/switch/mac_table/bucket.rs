@@ -154,3 +154,53 @@ impl Bucket {
         value.version
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    const KEYS: [MacKey; 2] = [MacKey(1 << 60 | 1), MacKey(1 << 60 | 2)];
+
+    fn owner(n: usize) -> Owner {
+        let port = n as u16 + 1;
+        Owner {
+            port,
+            incarnation: port * 100,
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_empty_or_being_changed_holds_nothing() {
+        let bucket = Bucket::empty();
+        assert!(bucket.read(0, MacKey(0)).is_none());
+        let version = bucket.write(0, KEYS[0].0, Some(owner(0)));
+        let value = bucket.read(0, KEYS[0]).expect("it was written");
+        assert_eq!((value.version, value.owner), (version, owner(0)));
+        assert!(bucket.read(0, KEYS[1]).is_none() && bucket.read(1, KEYS[0]).is_none());
+        bucket.values[0].store(value.next(None).pack(), Relaxed);
+        assert!(bucket.read(0, KEYS[0]).is_none());
+    }
+
+    /// One slot changes hands all the time; a reader never mixes two of its entries.
+    #[test]
+    fn key_and_owner_belong_together() {
+        let bucket = Bucket::empty();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                for n in 0..400_000 {
+                    bucket.write(0, KEYS[n % 2].0, Some(owner(n % 2)));
+                }
+                done.store(true, Relaxed);
+            });
+            while !done.load(Relaxed) {
+                for (n, key) in KEYS.into_iter().enumerate() {
+                    let read = bucket.read(0, key).map(|value| value.owner);
+                    assert!(read.is_none_or(|o| o == owner(n)), "{read:?}");
+                }
+            }
+        });
+    }
+}
