@@ -48,7 +48,7 @@ fn sides() -> impl Strategy<Value = Side> {
             features |= V1;
         }
         if is_packed {
-            let base = base % packed | u16::from(wrap) << 15;
+            let base = (base % packed) | u16::from(wrap) << 15;
             return Side {
                 size: packed,
                 features: features | V1 | 1 << VIRTIO_F_RING_PACKED,

@@ -4,7 +4,7 @@
 //!  Sender ── Ring ──► TxQueue ─ Batch ─► RxQueue ──► Ring ── Receiver
 //!            └─────────────── all in a Ram ────────────────┘
 //! ```
-#![allow(dead_code)] // each test uses a part of it
+#![allow(dead_code, unused_imports)] // each test uses a part of it
 
 mod nic;
 mod packed;
@@ -13,7 +13,7 @@ mod ring;
 mod split;
 
 pub(crate) use nic::*;
-pub(crate) use packed::Packed;
+pub(crate) use packed::{At, Packed};
 pub(crate) use ram::*;
 pub(crate) use ring::*;
 pub(crate) use split::Split;
