@@ -12,7 +12,7 @@
 //! snapshot; the cache is cleared for a new one. An empty way has the key zero, which no flow has.
 //!
 //! The cache starts with a few cache lines and doubles when it evicts too much, within a budget
-//! that all caches of a switch share. It gives the memory back when its thread goes to sleep.
+//! that all caches of a switch share. It gives the memory back when its queue is quiet.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;

@@ -104,7 +104,8 @@ impl Forwarder {
         self.cache.tune();
     }
 
-    /// Gives back memory. Call when the queue's thread goes to sleep.
+    /// Gives back the memory of a flow cache that has grown. Call when the queue has been quiet for
+    /// a second or so; before every short sleep, the cache would never grow.
     pub fn shrink(&mut self) {
         self.cache.shrink();
     }
