@@ -193,7 +193,7 @@ mod tests {
         RegionInfo {
             guest,
             size,
-            user: 0x7000_0000 + guest,
+            user: guest.wrapping_add(0x7000_0000),
             offset,
         }
     }
