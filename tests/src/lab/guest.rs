@@ -61,7 +61,7 @@ impl Nic {
         self
     }
 
-    fn arguments(&self, index: usize, qemu: &Qemu) -> Vec<String> {
+    fn arguments(&self, index: usize, qemu: &Qemu, accelerator: Accelerator) -> Vec<String> {
         let mut arguments = vec![];
         let netdev = match &self.backend {
             NicBackend::Other(backend) => format!("{backend},id=n{index}"),
@@ -80,7 +80,12 @@ impl Nic {
         };
         let mut device = format!("virtio-net-pci,netdev=n{index},mac={}", self.mac);
         if self.pairs > 1 {
-            device.push_str(&format!(",mq=on,vectors={}", 2 * self.pairs + 2));
+            device.push_str(",mq=on");
+        }
+        if accelerator == Accelerator::Tcg && qemu.crashes_emulating_msix() {
+            device.push_str(",vectors=0");
+        } else if self.pairs > 1 {
+            device.push_str(&format!(",vectors={}", 2 * self.pairs + 2));
         }
         for option in &self.options {
             device.push(',');
@@ -228,12 +233,17 @@ impl GuestConfig {
         })
     }
 
-    fn command_line(&self, dir: &Path, qemu: &Qemu, accel: Accelerator) -> Result<Vec<String>> {
+    fn command_line(
+        &self,
+        dir: &Path,
+        qemu: &Qemu,
+        accelerator: Accelerator,
+    ) -> Result<Vec<String>> {
         let mut line = vec![];
         for data in &qemu.data_dirs {
             line.extend(["-L".into(), data.display().to_string()]);
         }
-        let (accel, cpu) = match accel {
+        let (accel, cpu) = match accelerator {
             Accelerator::Kvm => ("kvm", "host"),
             Accelerator::Tcg => ("tcg,thread=multi", "max"),
         };
@@ -268,7 +278,7 @@ impl GuestConfig {
             ]);
         }
         for (index, nic) in self.nics.iter().enumerate() {
-            line.extend(nic.arguments(index, qemu));
+            line.extend(nic.arguments(index, qemu, accelerator));
         }
         line.extend(self.arguments.iter().cloned());
         Ok(line)
@@ -436,8 +446,10 @@ impl Guest {
     /// Adds what QEMU and the guest's console say.
     fn explain<T>(&mut self, outcome: Result<T>) -> Result<T> {
         let Err(error) = outcome else { return outcome };
-        if let Err(ended) = self.process.check_running() {
-            return Err(error.context(ended));
+        // Its serial line closes a moment before QEMU is gone.
+        if let Ok(status) = self.process.wait(Duration::from_millis(300)) {
+            let log = tail(self.process.log(), 15);
+            return Err(error.context(format!("QEMU ended ({status}):\n{log}\n")));
         }
         let name = &self.config.name;
         let console = tail(&self.console, 15);

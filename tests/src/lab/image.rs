@@ -40,6 +40,13 @@ impl Qemu {
         format!("{}.{}", self.version.0, self.version.1)
     }
 
+    /// Whether a guest's driver that uses MSI-X on a vhost-user card ends this QEMU when it
+    /// emulates: older ones take the way of KVM's interrupt descriptors there, which do not exist
+    /// then (`virtio_pci_vq_vector_unmask` in its `hw/virtio/virtio-pci.c`).
+    pub fn crashes_emulating_msix(&self) -> bool {
+        self.version < (9, 0)
+    }
+
     /// The chardev option that makes QEMU connect again, in the version's own words.
     pub fn reconnect(&self) -> &'static str {
         if self.version >= (9, 2) {
