@@ -10,10 +10,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use log::error;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::fd::OwnedFd;
 use tandem_uplink::{Forwarder, Now, Tap};
 use tandem_virtio_net::{Batch, Scratch};
+
+/// After so long without a frame the flow cache may shrink.
+const QUIET: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// The thread of a host port. Ends when dropped.
 pub(crate) struct HostThread {
@@ -72,8 +78,10 @@ fn run(stop: &Stop, tap: &Tap, mut forwarder: Forwarder) {
     while !stop.asked.load(Ordering::Acquire) {
         match tap.read(&mut batch) {
             Ok(0) => {
-                forwarder.shrink();
-                wait(&[tap.as_fd(), stop.event.as_fd()]);
+                if !wait(&[tap.as_fd(), stop.event.as_fd()], Some(QUIET)) {
+                    forwarder.shrink();
+                    wait(&[tap.as_fd(), stop.event.as_fd()], None);
+                }
             }
             Ok(_) => forwarder.forward(&mut batch, &mut scratch, Now::monotonic()),
             Err(e) => {
@@ -86,11 +94,17 @@ fn run(stop: &Stop, tap: &Tap, mut forwarder: Forwarder) {
     }
 }
 
-fn wait(fds: &[BorrowedFd<'_>; 2]) {
+/// Waits until there is something to read; false if the time was up before.
+fn wait(fds: &[BorrowedFd<'_>; 2], time: Option<Timespec>) -> bool {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    if let Err(e) = rustix::event::poll(&mut polled, None)
-        && e != rustix::io::Errno::INTR
-    {
-        error!("waiting for the TAP failed: {e}");
+    match rustix::event::poll(&mut polled, time.as_ref()) {
+        Ok(n) => n != 0,
+        Err(rustix::io::Errno::INTR) => true,
+        Err(e) => {
+            error!("waiting for the TAP failed: {e}");
+            // Not a busy loop on an error that stays.
+            std::thread::sleep(Duration::from_millis(100));
+            true
+        }
     }
 }

@@ -348,6 +348,29 @@ fn the_storm_limit_is_for_what_is_flooded() {
 }
 
 #[test]
+fn unknown_unicast_to_the_only_other_port_is_no_storm() {
+    let switch = switch();
+    let mut a = Port::add(&switch, "a", |p| p.storm = StormLimit::per_second(10));
+    let b = Port::add(&switch, "b", |_| {});
+    let unknown: Vec<_> = (0..50).map(|i| frame(mac(2), mac(1), i)).collect();
+    a.send(&unknown, SECOND);
+    assert_eq!(numbers(&b).len(), 50);
+    assert_eq!(a.dropped(DropReason::StormLimit), 0);
+    let group: Vec<_> = (0..50).map(|i| frame(Mac::BROADCAST, mac(1), i)).collect();
+    a.send(&group, SECOND);
+    assert_eq!(numbers(&b).len(), 1, "a tenth of a second's worth at once");
+    let c = Port::add(&switch, "c", |_| {});
+    a.send(&unknown, 2 * SECOND);
+    assert_eq!(
+        (numbers(&b).len(), numbers(&c).len()),
+        (1, 1),
+        "now it multiplies"
+    );
+    let counted = switch.counters();
+    assert_eq!((counted.flooded, counted.copies), (52, 53));
+}
+
+#[test]
 fn ports_are_checked_and_ids_are_not_used_again() {
     let switch = switch();
     let a = Port::add(&switch, "a", |p| p.mac = Some(mac(1)));

@@ -129,6 +129,9 @@ impl Core {
         tap: &str,
     ) -> Result<Port, Refused> {
         let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| tap_refused(&e))?);
+        if let Some(mac) = config.mac {
+            tap.set_mac(mac).map_err(|e| tap_refused(&e))?;
+        }
         let id = add_to(switch, config, Arc::clone(tap.from_vm()), tap.clone())?;
         let undo_switch = Undo::new(|| {
             switch.remove_port(id);

@@ -1,4 +1,5 @@
 //! How much a port may flood: a token bucket over broadcast, multicast and unknown unicast.
+//! Unknown unicast that only one other port can get is not counted: nothing is multiplied.
 //!
 //! One word holds the whole bucket: the moment up to which tokens have been taken, in time. A
 //! bucket that is full lies `burst` tokens in the past, an empty one at the present:

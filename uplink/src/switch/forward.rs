@@ -34,6 +34,8 @@ struct Burst {
     to: Vec<u64>,
     /// The slots with frames, in the order they got their first.
     receivers: Vec<u16>,
+    /// The slots that take the frames of the VLAN at hand.
+    members: Vec<u16>,
     /// The frames to be flooded.
     floods: u64,
     /// The VLAN of each frame that is to be flooded.
@@ -97,7 +99,7 @@ impl Forwarder {
         };
         self.burst.start(batch.len());
         self.burst.judge(batch, &mut self.cache, &pipeline);
-        self.burst.flood(snapshot, port, now);
+        self.burst.flood(batch, snapshot, port, now);
         self.burst.deliver(batch, snapshot, scratch);
         self.burst.count(&port.from_vm);
         switch.counts.add(self.stripe, &self.burst.counts);
@@ -116,6 +118,7 @@ impl Burst {
         Self {
             to: Vec::new(),
             receivers: Vec::new(),
+            members: Vec::new(),
             floods: 0,
             class: [Class::default(); BURST],
             tag: [None; BURST],
@@ -129,6 +132,7 @@ impl Burst {
         self.to.clear();
         self.to.resize(snapshot.slots(), 0);
         self.receivers.reserve(snapshot.slots());
+        self.members.reserve(snapshot.slots());
     }
 
     fn start(&mut self, frames: usize) {
@@ -208,15 +212,7 @@ impl Burst {
     }
 
     /// Gives the frames to be flooded to the members of their VLANs.
-    fn flood(&mut self, snapshot: &Snapshot, port: &Port, now: Now) {
-        if self.floods == 0 {
-            return;
-        }
-        let granted = port.storm.take(self.floods.count_ones(), now);
-        while self.floods.count_ones() > granted {
-            self.floods &= !(1 << self.floods.ilog2());
-            self.drop(DropReason::StormLimit);
-        }
+    fn flood(&mut self, batch: &Batch, snapshot: &Snapshot, port: &Port, now: Now) {
         let mut left = self.floods;
         while left != 0 {
             let vid = self.class[left.trailing_zeros() as usize].vid;
@@ -224,25 +220,53 @@ impl Burst {
                 .filter(|i| self.class[*i].vid == vid)
                 .fold(0, |m, i| m | 1 << i);
             left &= !frames;
-            self.flood_vlan(snapshot, port, vid, frames);
+            // Who is ready may change at any time: asked once.
+            self.members.clear();
+            let ready = snapshot
+                .members(vid)
+                .filter(|m| m.id != port.id && m.outlet.ready());
+            self.members.extend(ready.map(|m| m.id.slot));
+            let receivers = self.members.len() as u64;
+            if receivers == 0 {
+                self.floods &= !frames;
+                bits(frames).for_each(|_| self.drop(DropReason::NoReceiver));
+                continue;
+            }
+            let frames = self.limit(frames, receivers, batch, port, now);
+            if frames == 0 {
+                continue;
+            }
+            for at in 0..self.members.len() {
+                self.send(self.members[at], frames);
+            }
         }
     }
 
-    fn flood_vlan(&mut self, snapshot: &Snapshot, port: &Port, vid: u16, frames: u64) {
-        let mut receivers = 0;
-        for member in snapshot.members(vid) {
-            if member.id != port.id && member.outlet.ready() {
-                self.send(member.id.slot, frames);
-                receivers += 1;
+    /// Drops what is over the port's storm limit; what is left of `frames`.
+    ///
+    /// Unknown unicast that only one port can get costs what known unicast does: no storm.
+    fn limit(&mut self, frames: u64, copies: u64, batch: &Batch, port: &Port, now: Now) -> u64 {
+        let mut charged = if copies > 1 {
+            frames
+        } else {
+            bits(frames)
+                .filter(|i| batch.head(*i).first().is_some_and(|b| b & 1 != 0))
+                .fold(0, |m, i| m | 1 << i)
+        };
+        let mut kept = frames;
+        if charged != 0 {
+            let granted = port.storm.take(charged.count_ones(), now);
+            while charged.count_ones() > granted {
+                let last = 1 << charged.ilog2();
+                charged &= !last;
+                kept &= !last;
+                self.drop(DropReason::StormLimit);
             }
         }
-        let n = u64::from(frames.count_ones());
-        if receivers == 0 {
-            bits(frames).for_each(|_| self.drop(DropReason::NoReceiver));
-        } else {
-            self.counts.flooded += n;
-            self.counts.copies += n * receivers;
-        }
+        self.floods &= !(frames & !kept);
+        self.counts.flooded += u64::from(kept.count_ones());
+        self.counts.copies += u64::from(kept.count_ones()) * copies;
+        kept
     }
 
     /// Hands the frames over, receiver by receiver.
