@@ -74,7 +74,7 @@ fn receive_buffers() -> Result<()> {
     let shapes: [(u64, Vec<u32>); 7] = [
         (0, vec![12, 1600]),
         (0, vec![5, 7, 14, 2000]),
-        (0, vec![2; 800]),
+        (0, vec![8; 200]),
         (0, vec![1530]),
         (spec::MRG_RXBUF, vec![64]),
         (spec::MRG_RXBUF, vec![13]),

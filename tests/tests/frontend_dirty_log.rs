@@ -273,7 +273,8 @@ fn short_log() -> Result<()> {
         a.flush();
     }
     assert_eq!(log.dirty_pages(), 0);
-    ping(&mut a, &mut c, 2);
+    c.send_plain(&numbered(mac(3), A, 2));
+    assert_eq!(number_of(&a.recv().1), 2);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Nic, Queue};
 use tandem_tests::frontend::frames::{number_of, numbered};
-use tandem_tests::frontend::memory::{GuestRam, RegionSpec};
+use tandem_tests::frontend::memory::{GuestRam, RegionSpec, new_unsealable_memfd};
 use tandem_tests::frontend::session::{Order, Session};
 use tandem_tests::frontend::spec::{self, NetHdr};
 use tandem_tests::frontend::street::{A, C, Street};
@@ -106,7 +106,13 @@ fn memory_cut_short() -> Result<()> {
             ],
             ..Config::with(features)
         };
-        let mut a = street.rig.nic("a", &config)?;
+        let ram = GuestRam::with_files(&config.regions, |spec| {
+            let file = File::from(new_unsealable_memfd("guest")?);
+            file.set_len(spec.size)?;
+            Ok(file)
+        })?;
+        let session = Session::connect(&street.rig.socket("a"), config.order, 1)?;
+        let mut a = Nic::run(Path::new(""), &config, Arc::new(ram), session)?;
         a.send_plain(&numbered(A, C, 0));
         assert_eq!(number_of(&street.c.recv().1), 0);
         street.c.send_plain(&numbered(C, A, 0));
@@ -139,6 +145,17 @@ fn memory_cut_short() -> Result<()> {
         street.still_quiet();
         street.rig.settled()?;
     }
+    Ok(())
+}
+
+/// Memory that can be sealed is: its VMM can no longer cut it short at all.
+#[test]
+fn memory_is_sealed() -> Result<()> {
+    let mut street = Street::new()?;
+    let mut a = street.rig.nic("a", &Config::default())?;
+    assert!(a.ram.truncate(0, 0).is_err(), "cut short while in use");
+    a.send_plain(&numbered(A, C, 1));
+    assert_eq!(number_of(&street.c.recv().1), 1);
     Ok(())
 }
 

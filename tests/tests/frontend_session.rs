@@ -166,6 +166,9 @@ fn daemon_crash(features: u64) -> Result<()> {
         for i in 0..333 {
             ping(&mut a, &mut b, i);
         }
+        // A frame delivered and not yet completed would be sent twice.
+        a.flush();
+        b.flush();
         rig.daemon.restart_after_crash()?;
         let bases = [a.bases_after_loss(), b.bases_after_loss()];
         a.reconnect(&bases[0])?;

@@ -212,6 +212,11 @@ impl GuestRam {
     }
 }
 
+/// A new, empty memfd that cannot be sealed, so that nothing keeps its owner from cutting it short.
+pub fn new_unsealable_memfd(name: &str) -> Result<OwnedFd> {
+    memfd_create(name, MemfdFlags::CLOEXEC).context("memfd_create")
+}
+
 /// A new, empty memfd.
 pub fn new_memfd(name: &str) -> Result<OwnedFd> {
     memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context("memfd_create")

@@ -4,6 +4,7 @@
 
 mod orders;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -68,6 +69,8 @@ pub struct Session {
     /// What GET_CONFIG said (cloud-hypervisor only).
     pub config: Vec<u8>,
     errs: Vec<EventFd>,
+    /// Regions given by ADD_MEM_REG; QEMU gives each once a connection.
+    slots: BTreeSet<usize>,
 }
 
 impl Session {
@@ -98,6 +101,7 @@ impl Session {
             queue_num: 0,
             config: Vec::new(),
             errs: Vec::new(),
+            slots: BTreeSet::new(),
         };
         match order {
             Order::CloudHypervisor => session.create_cloud_hypervisor()?,
@@ -161,7 +165,12 @@ impl Session {
         if self.order == Order::CloudHypervisor || !self.has_slots() {
             return self.set_mem_table(ram, 0..ram.regions());
         }
-        (0..ram.regions()).try_for_each(|region| self.add_region(ram, region))
+        let missing: Vec<_> = (0..ram.regions())
+            .filter(|region| !self.slots.contains(region))
+            .collect();
+        missing
+            .into_iter()
+            .try_for_each(|region| self.add_region(ram, region))
     }
 
     /// SET_MEM_TABLE with `regions` of `ram`.
@@ -184,6 +193,7 @@ impl Session {
         let result = self.frontend.add_mem_region(&ram.region_info(region));
         self.reply_usual();
         result?;
+        self.slots.insert(region);
         Ok(())
     }
 
@@ -192,6 +202,7 @@ impl Session {
         self.reply_wanted(true);
         let result = self.frontend.remove_mem_region(&ram.region_info(region));
         self.reply_usual();
+        self.slots.remove(&region);
         Ok(result?)
     }
 
