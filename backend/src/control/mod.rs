@@ -1,6 +1,8 @@
 //! The seam between what a user asks for and what does it.
 
 mod ports;
+#[cfg(test)]
+mod tests;
 
 use crate::config::PortConfig;
 use crate::status::{PortStatus, SwitchesStatus};

@@ -238,6 +238,7 @@ impl Control {
     fn exchange(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
         if let (Some(old), Some(new)) = (old, new)
             && same(old, new)
+            && self.engine.port(&old.name).is_some()
         {
             return Ok(());
         }

@@ -181,6 +181,24 @@ mod tests {
     }
 
     #[test]
+    fn backend_programs_have_directories_of_their_own() {
+        let words = |text: &'static str| Args::read(text.split(' ').map(Into::into)).unwrap();
+        let (run, state) = words("tandemd --fd 3 --run-dir /r").dirs().unwrap();
+        assert_eq!((run.to_str(), state.to_str()), (Some("/r"), Some("/r")));
+        let (run, state) = words("tandemd --run-dir /r --state-dir /s").dirs().unwrap();
+        assert_eq!((run.to_str(), state.to_str()), (Some("/r"), Some("/s")));
+        if let Ok((run, state)) = words("tandemd --socket-path /x").dirs() {
+            assert_eq!(
+                run,
+                default_run_dir()
+                    .unwrap()
+                    .join(format!("program-{}", std::process::id()))
+            );
+            assert_eq!(run, state);
+        }
+    }
+
+    #[test]
     fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
     }

@@ -1,0 +1,315 @@
+//! Changes that fail half-way, on an engine that refuses what it is told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Map, Value, json};
+
+use super::{Control, Engine, Put, Refused, RefusedKind, Setup};
+use crate::config::{Config, File, Layer, Overlay, PortConfig, build};
+use crate::status::{PortStatus, SwitchesStatus};
+use crate::store::Store;
+
+/// Records what it is told. It cannot make a port with an MTU of 666, nor one in `broken`.
+#[derive(Default)]
+struct Fake {
+    ports: Mutex<BTreeMap<String, u16>>,
+    calls: Mutex<Vec<String>>,
+    broken: Mutex<BTreeSet<String>>,
+}
+
+impl Fake {
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    fn ports(&self) -> Vec<(String, u16)> {
+        self.ports.lock().unwrap().clone().into_iter().collect()
+    }
+}
+
+impl Engine for Fake {
+    fn add_port(&self, port: &PortConfig) -> Result<(), Refused> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("add {} {}", port.name, port.mtu));
+        if port.mtu == 666 || self.broken.lock().unwrap().contains(&port.name) {
+            return Err(Refused::new(RefusedKind::System, "no", "wait"));
+        }
+        assert_eq!(
+            self.ports
+                .lock()
+                .unwrap()
+                .insert(port.name.clone(), port.mtu),
+            None
+        );
+        Ok(())
+    }
+
+    fn remove_port(&self, name: &str) -> Result<(), Refused> {
+        self.calls.lock().unwrap().push(format!("remove {name}"));
+        match self.ports.lock().unwrap().remove(name) {
+            Some(_) => Ok(()),
+            None => Err(Refused::new(RefusedKind::NotFound, "none", "look")),
+        }
+    }
+
+    fn ports(&self) -> Vec<PortStatus> {
+        let status = |name: &String| PortStatus {
+            name: name.clone(),
+            ..PortStatus::default()
+        };
+        self.ports.lock().unwrap().keys().map(status).collect()
+    }
+
+    fn port(&self, name: &str) -> Option<PortStatus> {
+        Engine::ports(self)
+            .into_iter()
+            .find(|port| port.name == name)
+    }
+
+    fn status(&self) -> SwitchesStatus {
+        SwitchesStatus::default()
+    }
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    engine: Arc<Fake>,
+    control: Control,
+}
+
+/// A daemon whose file has the port `web1` with an MTU of 2000.
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("state")).unwrap();
+    start(dir, &[]).unwrap_or_else(|(port, refused)| panic!("{port}: {refused}"))
+}
+
+fn start(dir: tempfile::TempDir, line: &[&str]) -> Result<Bench, (String, Refused)> {
+    let file = File::parse("[port.web1]\nmtu = 2000\n", "f", &mut Vec::new()).unwrap();
+    let store = Store::new(&dir.path().join("state"));
+    let overlay: Overlay = store.load().unwrap();
+    let line: Vec<Layer> = line
+        .iter()
+        .map(|port| Layer::from_line(port).unwrap())
+        .collect();
+    let config: Config = build(&file, &overlay, &line, dir.path()).unwrap();
+    let engine = Arc::new(Fake::default());
+    let control = Control::start(Setup {
+        engine: engine.clone(),
+        config,
+        file_ports: file.ports.into_keys().collect(),
+        overlay,
+        store,
+        run_dir: dir.path().to_owned(),
+    });
+    if control.is_err() {
+        assert_eq!(engine.ports(), [], "ports are left after a failed start");
+    }
+    control.map(|control| Bench {
+        dir,
+        engine,
+        control,
+    })
+}
+
+fn restarted(bench: Bench, line: &[&str]) -> Bench {
+    start(bench.dir, line).unwrap_or_else(|(port, refused)| panic!("{port}: {refused}"))
+}
+
+fn settings(value: Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
+
+fn ports(list: &[(&str, u16)]) -> Vec<(String, u16)> {
+    list.iter()
+        .map(|(name, mtu)| ((*name).to_owned(), *mtu))
+        .collect()
+}
+
+fn saved(bench: &Bench) -> Value {
+    match fs::read(bench.dir.path().join("state/ports.json")) {
+        Ok(text) => serde_json::from_slice::<Value>(&text).unwrap()["ports"].clone(),
+        Err(_) => json!({}),
+    }
+}
+
+#[test]
+fn a_failed_start_leaves_no_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let (port, _) = start(dir, &["a", "z,mtu=666"]).err().unwrap();
+    assert_eq!(port, "z");
+}
+
+#[test]
+fn a_port_is_made_changed_and_removed_and_each_is_saved() {
+    let bench = bench();
+    let put = |mtu| {
+        bench
+            .control
+            .put("db1", &settings(json!({"mtu": mtu})), false)
+            .unwrap()
+    };
+    assert_eq!(put(1400), Put::Created);
+    assert_eq!(saved(&bench), json!({"db1": {"mtu": 1400}}));
+    assert_eq!(put(1300), Put::Replaced);
+    assert_eq!(saved(&bench), json!({"db1": {"mtu": 1300}}));
+    assert_eq!(
+        bench.engine.ports(),
+        ports(&[("db1", 1300), ("web1", 2000)])
+    );
+    bench.control.remove("db1").unwrap();
+    assert_eq!(saved(&bench), json!({}));
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
+}
+
+#[test]
+fn settings_that_are_the_same_leave_the_port_alone() {
+    let bench = bench();
+    bench.engine.calls();
+    let same = settings(json!({"mtu": 2000, "vlan": null}));
+    assert_eq!(
+        bench.control.put("web1", &same, false).unwrap(),
+        Put::Replaced
+    );
+    assert_eq!(bench.engine.calls(), Vec::<String>::new());
+    assert_eq!(saved(&bench), json!({"web1": {"mtu": 2000}}));
+}
+
+#[test]
+fn create_only_does_not_touch_a_port_that_exists() {
+    let bench = bench();
+    let wrong = bench
+        .control
+        .put("web1", &settings(json!({"mtu": 1400})), true)
+        .unwrap_err();
+    assert_eq!(wrong[0].kind, RefusedKind::Conflict);
+    assert_eq!(wrong[0].field.as_deref(), Some("name"));
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
+}
+
+#[test]
+fn a_change_that_the_engine_refuses_leaves_the_old_port() {
+    let bench = bench();
+    bench
+        .control
+        .put("web1", &settings(json!({"mtu": 666})), false)
+        .unwrap_err();
+    bench
+        .control
+        .put("db1", &settings(json!({"mtu": 666})), false)
+        .unwrap_err();
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
+    assert_eq!(bench.control.port("web1").unwrap().config.mtu, 2000);
+    assert!(bench.control.port("db1").is_err());
+    assert_eq!(saved(&bench), json!({}));
+}
+
+#[test]
+fn a_change_that_cannot_be_saved_is_taken_back() {
+    let bench = bench();
+    fs::remove_dir(bench.dir.path().join("state")).unwrap();
+    let wrong = bench
+        .control
+        .put("web1", &settings(json!({"mtu": 1400})), false)
+        .unwrap_err();
+    assert_eq!(wrong[0].kind, RefusedKind::System);
+    bench.control.put("db1", &Map::new(), false).unwrap_err();
+    bench.control.remove("web1").unwrap_err();
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
+    assert_eq!(bench.control.port("web1").unwrap().config.mtu, 2000);
+
+    // What failed is not in a later save, either.
+    fs::create_dir(bench.dir.path().join("state")).unwrap();
+    bench.control.put("new", &Map::new(), false).unwrap();
+    assert_eq!(saved(&bench), json!({"new": {}}));
+}
+
+#[test]
+fn a_port_lost_in_a_change_can_be_made_and_removed_again() {
+    let bench = bench();
+    bench.engine.broken.lock().unwrap().insert("web1".into());
+    bench
+        .control
+        .put("web1", &settings(json!({"mtu": 1400})), false)
+        .unwrap_err();
+    assert_eq!(bench.engine.ports(), []);
+    assert!(bench.control.port("web1").unwrap().running.reason.is_some());
+    bench.engine.broken.lock().unwrap().clear();
+    bench
+        .control
+        .put("web1", &settings(json!({"mtu": 2000})), false)
+        .unwrap();
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
+}
+
+#[test]
+fn what_was_set_over_the_api_survives_a_restart() {
+    let bench = bench();
+    bench
+        .control
+        .put("web1", &settings(json!({"vlan": 7})), false)
+        .unwrap();
+    bench
+        .control
+        .put("db1", &settings(json!({"mtu": 1400})), false)
+        .unwrap();
+    let bench = restarted(bench, &[]);
+    assert_eq!(
+        bench.engine.ports(),
+        ports(&[("db1", 1400), ("web1", 1500)])
+    );
+    assert_eq!(bench.control.port("web1").unwrap().config.vlan, Some(7));
+    bench.control.remove("web1").unwrap();
+    bench.control.remove("db1").unwrap();
+    assert_eq!(saved(&bench), json!({"web1": null}));
+    let bench = restarted(bench, &[]);
+    assert_eq!(bench.engine.ports(), []);
+    // Only the command line brings it back, without what the file said.
+    let bench = restarted(bench, &["web1"]);
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 1500)]));
+}
+
+#[test]
+fn each_setting_says_where_it_came_from() {
+    let bench = restarted(bench(), &["web1,vlan=5", "db1,mtu=1400"]);
+    bench
+        .control
+        .put("new", &settings(json!({"mtu": 1400})), false)
+        .unwrap();
+    let origin = |name: &str, key: &str| {
+        serde_json::to_value(bench.control.port(name).unwrap()).unwrap()["origin"][key].clone()
+    };
+    assert_eq!(origin("web1", "mtu"), "file");
+    assert_eq!(origin("web1", "vlan"), "command_line");
+    assert_eq!(origin("web1", "mac"), "default");
+    assert_eq!(origin("new", "mtu"), "api");
+}
+
+#[test]
+fn ports_that_contradict_others_are_refused() {
+    let bench = bench();
+    let mac = json!({"mac": "52:54:00:00:00:01"});
+    bench
+        .control
+        .put("a", &settings(mac.clone()), false)
+        .unwrap();
+    let wrong = bench
+        .control
+        .put("b", &settings(mac.clone()), false)
+        .unwrap_err();
+    assert_eq!(
+        (wrong[0].kind, wrong[0].field.as_deref()),
+        (RefusedKind::Conflict, Some("mac"))
+    );
+    let socket = settings(json!({"socket": "a.sock"}));
+    let wrong = bench.control.put("b", &socket, false).unwrap_err();
+    assert_eq!(wrong[0].field.as_deref(), Some("socket"));
+    // A port may keep what is its own.
+    bench.control.put("a", &settings(mac), false).unwrap();
+    bench.control.stop();
+    assert_eq!(bench.engine.ports(), []);
+}
