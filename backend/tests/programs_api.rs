@@ -1,0 +1,545 @@
+//! The API of a running daemon, spoken by hand.
+
+mod programs;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::thread;
+
+use programs::{Answer, Daemon, config, connect};
+use serde_json::{Value, json};
+
+fn names(daemon: &Daemon) -> Vec<String> {
+    let list = daemon.http("GET", "/api/v1/ports", "").json;
+    list["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["name"].as_str().unwrap().into())
+        .collect()
+}
+
+#[test]
+fn a_port_is_made_shown_changed_and_removed() {
+    let daemon = Daemon::start(&[]);
+    let body = r#"{"mtu": 9000, "mac": "52:54:00:00:00:01", "trunk_vlans": "20-29,10"}"#;
+    let made = daemon.http("PUT", "/api/v1/ports/web1", body);
+    assert_eq!(made.status, 201, "{made:?}");
+    assert!(daemon.path("run/web1.sock").exists());
+
+    let shown = daemon.http("GET", "/api/v1/ports/web1", "");
+    assert_eq!(shown.status, 200);
+    assert!(
+        shown.head.contains("content-type: application/json"),
+        "{}",
+        shown.head
+    );
+    let port = &shown.json;
+    assert_eq!(port["name"], "web1");
+    assert_eq!(port["mtu"], 9000);
+    assert_eq!(port["trunk_vlans"], "10,20-29");
+    assert_eq!(
+        port["socket"],
+        daemon.path("run/web1.sock").to_str().unwrap()
+    );
+    assert_eq!(port["state"], "down");
+    assert!(
+        port["reason"]
+            .as_str()
+            .unwrap()
+            .contains("no VMM is connected"),
+        "{port}"
+    );
+    assert_eq!(port["origin"]["mtu"], "api");
+    assert_eq!(port["session"]["connects"], 0);
+
+    let changed = daemon.http("PUT", "/api/v1/ports/web1", r#"{"mtu": 1400}"#);
+    assert_eq!((changed.status, &changed.json["mtu"]), (200, &json!(1400)));
+    assert_eq!(changed.json["mac"], Value::Null);
+
+    let removed = daemon.http("DELETE", "/api/v1/ports/web1", "");
+    assert_eq!(removed.status, 204);
+    assert!(!daemon.path("run/web1.sock").exists());
+    assert_eq!(daemon.http("GET", "/api/v1/ports/web1", "").status, 404);
+    assert_eq!(names(&daemon), Vec::<String>::new());
+}
+
+/// The whole shape of the objects, so that a change of it is a decision.
+#[test]
+fn the_objects_have_the_members_that_were_agreed_on() {
+    fn keys(value: &Value) -> Vec<&str> {
+        value
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect()
+    }
+    let daemon = Daemon::start(&["--port", "web1,queue_pairs=2"]);
+    let port = daemon.http("GET", "/api/v1/ports/web1", "").json;
+    let mut expected = vec![
+        "name",
+        "vm",
+        "switch",
+        "socket",
+        "socket_role",
+        "tap",
+        "mac",
+        "learned_macs",
+        "queue_pairs",
+        "mtu",
+        "feature_level",
+        "failover",
+        "vlan",
+        "trunk_vlans",
+        "native_vlan",
+        "state",
+        "reason",
+        "origin",
+        "session",
+        "counters",
+        "queues",
+        "socket_group",
+        "socket_permissions",
+        "storm_limit",
+    ];
+    expected.sort_unstable();
+    assert_eq!(keys(&port), expected);
+    let direction = json!({"frames": 0, "bytes": 0, "drops": {}});
+    assert_eq!(
+        port["counters"],
+        json!({"from_vm": direction, "to_vm": direction})
+    );
+    let traffic = json!({"frames": 0, "bytes": 0});
+    let queue = json!({"pair": 1, "enabled": false, "running": false, "size": 0,
+        "from_vm": traffic, "to_vm": traffic, "kicks": 0, "calls": 0});
+    assert_eq!(port["queues"][1], queue);
+    let session = [
+        "connected",
+        "connects",
+        "features",
+        "last_error",
+        "memory_regions",
+        "refused_connections",
+        "ring",
+    ];
+    assert_eq!(keys(&port["session"]), session);
+    let status = daemon.http("GET", "/api/v1/status", "").json;
+    let members = [
+        "cpus",
+        "ports",
+        "run_dir",
+        "switches",
+        "uptime_seconds",
+        "version",
+        "vms",
+    ];
+    assert_eq!(keys(&status), members);
+    assert_eq!(status["ports"], json!({"total": 1, "up": 0}));
+    assert_eq!(status["vms"], 1);
+    let switch = [
+        "counters",
+        "duplicate_macs",
+        "mac_table_entries",
+        "name",
+        "ports",
+    ];
+    assert_eq!(keys(&status["switches"][0]), switch);
+    let counters = [
+        "copies",
+        "flooded",
+        "frames",
+        "segmented_frames",
+        "segments",
+        "unicast",
+    ];
+    assert_eq!(keys(&status["switches"][0]["counters"]), counters);
+}
+
+/// Each: a request, the status, the field and words of reason and remedy.
+const WRONG: &[(&str, &str, &str, u16, Option<&str>, &[&str])] = &[
+    (
+        "GET",
+        "/",
+        "",
+        404,
+        None,
+        &["no such path", "/api/v1/ports"],
+    ),
+    ("GET", "/api/v1/port", "", 404, None, &["no such path"]),
+    ("GET", "/api/v2/ports", "", 404, None, &["no such path"]),
+    (
+        "POST",
+        "/api/v1/ports",
+        "{}",
+        405,
+        None,
+        &["cannot be done", "PUT"],
+    ),
+    (
+        "DELETE",
+        "/api/v1/ports",
+        "",
+        405,
+        None,
+        &["cannot be done"],
+    ),
+    (
+        "PATCH",
+        "/api/v1/ports/web1",
+        "{}",
+        405,
+        None,
+        &["cannot be done"],
+    ),
+    (
+        "PUT",
+        "/api/v1/status",
+        "{}",
+        405,
+        None,
+        &["cannot be done", "GET"],
+    ),
+    (
+        "GET",
+        "/api/v1/ports/nope",
+        "",
+        404,
+        Some("name"),
+        &["no port nope", "port list"],
+    ),
+    (
+        "DELETE",
+        "/api/v1/ports/nope",
+        "",
+        404,
+        Some("name"),
+        &["no port nope"],
+    ),
+    (
+        "GET",
+        "/api/v1/ports/a%20b",
+        "",
+        404,
+        Some("name"),
+        &["no port a b"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/a%20b",
+        "{}",
+        400,
+        Some("name"),
+        &["' '", "letters, digits"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/%2e%2e%2fx",
+        "{}",
+        400,
+        Some("name"),
+        &["'/'"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        "{",
+        400,
+        None,
+        &["not a JSON object", "such as"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        "[]",
+        400,
+        None,
+        &["not a JSON object"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        "7",
+        400,
+        None,
+        &["not a JSON object"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"mut": 1}"#,
+        400,
+        Some("mut"),
+        &["no such key", "mtu?"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"mtu": 1}"#,
+        400,
+        Some("mtu"),
+        &["too small", "68 to 65535"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"mtu": "big"}"#,
+        400,
+        Some("mtu"),
+        &["not a number"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"mtu": {}}"#,
+        400,
+        Some("mtu"),
+        &["a table is not a number"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"mtu": 1e400}"#,
+        400,
+        None,
+        &["not a JSON object"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"vlan": 0}"#,
+        400,
+        Some("vlan"),
+        &["0 is no VLAN"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"switch": "b"}"#,
+        400,
+        Some("switch"),
+        &["no switch b"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"socket": "web1.sock"}"#,
+        409,
+        Some("socket"),
+        &["web1's already"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"socket": "api.sock"}"#,
+        400,
+        Some("socket"),
+        &["the API's"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"mac": "52:54:00:00:00:01"}"#,
+        409,
+        Some("mac"),
+        &["web1's"],
+    ),
+    (
+        "PUT",
+        "/api/v1/ports/x",
+        r#"{"native_vlan": 3}"#,
+        400,
+        Some("native_vlan"),
+        &["trunk"],
+    ),
+];
+
+#[test]
+fn wrong_requests_are_answered_with_field_reason_and_remedy() {
+    let daemon = Daemon::start(&["--port", "web1,mac=52:54:00:00:00:01"]);
+    for (method, path, body, status, field, words) in WRONG {
+        let answer = daemon.http(method, path, body);
+        let what = format!("{method} {path} {body}: {answer:?}");
+        assert_eq!(answer.status, *status, "{what}");
+        assert!(
+            answer
+                .head
+                .contains("content-type: application/problem+json"),
+            "{what}"
+        );
+        assert_eq!(answer.json["status"], *status, "{what}");
+        assert_eq!(answer.json["type"], "about:blank", "{what}");
+        assert_eq!(answer.json["field"].as_str(), *field, "{what}");
+        assert!(
+            !answer.json["remedy"].as_str().unwrap().is_empty(),
+            "{what}"
+        );
+        for word in *words {
+            assert!(
+                answer.json.to_string().contains(word),
+                "no {word:?} in {what}"
+            );
+        }
+    }
+    assert_eq!(names(&daemon), ["web1"]);
+}
+
+#[test]
+fn all_wrong_fields_are_named_at_once() {
+    let daemon = Daemon::start(&[]);
+    let body = r#"{"mtu": 1, "vlan": 9999, "queue_pairs": 0}"#;
+    let answer = daemon.http("PUT", "/api/v1/ports/x", body);
+    let mut fields: Vec<&str> = answer.json["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["field"].as_str().unwrap())
+        .collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["mtu", "queue_pairs", "vlan"]);
+}
+
+#[test]
+fn a_port_is_not_replaced_by_one_who_wants_a_new_one() {
+    let daemon = Daemon::start(&["--port", "web1"]);
+    let put = |name| {
+        let path = format!("/api/v1/ports/{name}");
+        daemon.http_with("PUT", &path, "If-None-Match: *\r\n", r#"{"mtu": 1400}"#)
+    };
+    let answer = put("web1");
+    assert_eq!(
+        (answer.status, answer.json["field"].as_str()),
+        (412, Some("name"))
+    );
+    assert_eq!(
+        daemon.http("GET", "/api/v1/ports/web1", "").json["mtu"],
+        1500
+    );
+    assert_eq!(put("db1").status, 201);
+}
+
+#[test]
+fn a_change_that_fails_leaves_the_port_as_it_was() {
+    let daemon = Daemon::start(&["--port", "web1"]);
+    let answer = daemon.http(
+        "PUT",
+        "/api/v1/ports/web1",
+        r#"{"socket": "missing/x.sock"}"#,
+    );
+    assert!(answer.status >= 400, "{answer:?}");
+    assert!(daemon.path("run/web1.sock").exists());
+    assert!(!daemon.path("run/missing").exists());
+    let port = daemon.http("GET", "/api/v1/ports/web1", "").json;
+    assert_eq!(
+        port["socket"],
+        daemon.path("run/web1.sock").to_str().unwrap()
+    );
+    assert!(!daemon.path("state/ports.json").exists(), "it was saved");
+}
+
+#[test]
+fn what_was_set_survives_a_crash_at_once() {
+    let (_keep, file) = config("[port.web1]\nmtu = 2000\n[port.db1]\n");
+    let args = ["--config", file.as_str(), "--port", "line"];
+    let daemon = Daemon::start(&args);
+    daemon.http("PUT", "/api/v1/ports/new", r#"{"mtu": 1400}"#);
+    daemon.http("PUT", "/api/v1/ports/web1", r#"{"vlan": 7}"#);
+    daemon.http("DELETE", "/api/v1/ports/db1", "");
+    daemon.http("DELETE", "/api/v1/ports/line", "");
+    let daemon = Daemon::start_in(daemon.crash(), &args);
+    assert_eq!(names(&daemon), ["line", "new", "web1"]);
+    let get = |name: &str| {
+        daemon
+            .http("GET", &format!("/api/v1/ports/{name}"), "")
+            .json
+    };
+    assert_eq!(get("new")["mtu"], 1400);
+    assert_eq!(get("new")["origin"]["mtu"], "api");
+    assert_eq!(
+        (&get("web1")["vlan"], &get("web1")["mtu"]),
+        (&json!(7), &json!(1500))
+    );
+}
+
+#[test]
+fn changes_at_the_same_time_come_one_after_the_other() {
+    let daemon = Daemon::start(&[]);
+    let mac = r#"{"mac": "52:54:00:00:00:01"}"#;
+    let answers: Vec<u16> = thread::scope(|scope| {
+        let put = |i: usize| {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                let own = daemon.http("PUT", &format!("/api/v1/ports/own{i}"), "{}");
+                assert_eq!(own.status, 201, "{own:?}");
+                daemon
+                    .http("PUT", &format!("/api/v1/ports/same{i}"), mac)
+                    .status
+            })
+        };
+        let threads: Vec<_> = (0..8).map(put).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert_eq!(
+        answers.iter().filter(|status| **status == 201).count(),
+        1,
+        "{answers:?}"
+    );
+    assert_eq!(
+        answers.iter().filter(|status| **status == 409).count(),
+        7,
+        "{answers:?}"
+    );
+    assert_eq!(names(&daemon).len(), 9);
+    let saved = fs::read(daemon.path("state/ports.json")).unwrap();
+    let saved: Value = serde_json::from_slice(&saved).unwrap();
+    assert_eq!(saved["ports"].as_object().unwrap().len(), 9);
+}
+
+#[test]
+fn requests_are_bounded() {
+    let daemon = Daemon::start(&[]);
+    let huge = format!(r#"{{"vm": "{}"}}"#, "x".repeat(70_000));
+    let answer = daemon.http("PUT", "/api/v1/ports/x", &huge);
+    assert_eq!(answer.status, 413, "{answer:?}");
+
+    // A head without an end.
+    let mut stream = connect(&daemon.api());
+    let mut answer = String::new();
+    let line = format!("GET / HTTP/1.1\r\nX: {}\r\n", "x".repeat(4096));
+    while stream.write_all(line.as_bytes()).is_ok() {}
+    let _ = stream.read_to_string(&mut answer);
+    assert_eq!(names(&daemon), Vec::<String>::new());
+}
+
+#[test]
+fn a_connection_carries_many_requests_and_rubbish_ends_it() {
+    let daemon = Daemon::start(&[]);
+    let mut stream = connect(&daemon.api());
+    for _ in 0..3 {
+        stream
+            .write_all(b"GET /api/v1/ports HTTP/1.1\r\nHost: t\r\n\r\n")
+            .unwrap();
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).unwrap();
+        assert_eq!(
+            Answer::of(std::str::from_utf8(&buffer[..length]).unwrap()).status,
+            200
+        );
+    }
+    stream.write_all(b"\0\xff\r\n\r\n").unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.is_empty() || rest.contains(" 400 "), "{rest}");
+    assert_eq!(daemon.http("GET", "/api/v1/status", "").status, 200);
+}
+
+#[test]
+fn more_connections_than_are_served_wait_for_their_turn() {
+    let daemon = Daemon::start(&[]);
+    let idle: Vec<_> = (0..100).map(|_| connect(&daemon.api())).collect();
+    drop(idle);
+    assert_eq!(daemon.http("GET", "/api/v1/status", "").status, 200);
+}

@@ -1,0 +1,280 @@
+//! `tandem` against a running daemon.
+
+mod programs;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use programs::{Daemon, Done, done, tandem};
+use serde_json::Value;
+
+fn ok(done: &Done) -> &str {
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""), "{done:?}");
+    &done.out
+}
+
+/// One line on stderr with these words, nothing on stdout.
+fn refused(done: &Done, code: i32, words: &[&str]) {
+    assert_eq!((done.code, done.out.as_str()), (Some(code), ""), "{done:?}");
+    assert_eq!(done.err.lines().count(), 1, "{}", done.err);
+    assert!(done.err.starts_with("tandem: "), "{}", done.err);
+    for word in words {
+        assert!(done.err.contains(word), "no {word:?} in: {}", done.err);
+    }
+}
+
+#[test]
+fn a_port_is_added_listed_shown_and_removed() {
+    let daemon = Daemon::start(&["--port", "db1"]);
+    let added = daemon.tandem(&[
+        "port",
+        "add",
+        "web1",
+        "--mac",
+        "52:54:00:00:00:01",
+        "--queue-pairs",
+        "4",
+        "--failover",
+        "--trunk-vlans",
+        "10,20-29",
+    ]);
+    let socket = daemon.path("run/web1.sock");
+    assert_eq!(
+        ok(&added),
+        format!("port web1 added: socket {}\n", socket.display())
+    );
+    assert!(socket.exists());
+
+    let list = daemon.tandem(&["port", "list"]);
+    let lines: Vec<Vec<&str>> = ok(&list)
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0][..4], ["PORT", "VM", "SWITCH", "STATE"]);
+    assert_eq!(lines[1][..4], ["db1", "db1", "default", "down"]);
+    assert_eq!(
+        lines[2][..6],
+        [
+            "web1",
+            "web1",
+            "default",
+            "down",
+            "52:54:00:00:00:01",
+            "trunk"
+        ]
+    );
+    assert_eq!(ok(&daemon.tandem(&["port", "ls"])), list.out);
+
+    let show = daemon.tandem(&["port", "show", "web1"]);
+    let show = ok(&show);
+    assert!(show.contains("down: no VMM is connected"), "{show}");
+    let setting = |key: &str| -> Vec<&str> {
+        let line = show.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().skip(1).collect()
+    };
+    assert_eq!(setting("queue_pairs "), ["4", "api"]);
+    assert_eq!(setting("failover "), ["true", "api"]);
+    assert_eq!(setting("mtu "), ["1500", "default"]);
+
+    assert_eq!(
+        ok(&daemon.tandem(&["port", "remove", "web1"])),
+        "port web1 removed\n"
+    );
+    assert!(!socket.exists());
+    assert_eq!(
+        ok(&daemon.tandem(&["port", "del", "db1"])),
+        "port db1 removed\n"
+    );
+    assert!(ok(&daemon.tandem(&["port", "list"])).contains("tandem port add"));
+}
+
+#[test]
+fn json_is_what_the_api_says() {
+    let daemon = Daemon::start(&["--port", "web1"]);
+    for (args, path) in [
+        (
+            &["port", "show", "web1", "--json"][..],
+            "/api/v1/ports/web1",
+        ),
+        (&["--json", "port", "list"], "/api/v1/ports"),
+    ] {
+        let json: Value = serde_json::from_str(ok(&daemon.tandem(args))).unwrap();
+        assert_eq!(json, daemon.http("GET", path, "").json);
+    }
+    let status: Value = serde_json::from_str(ok(&daemon.tandem(&["status", "--json"]))).unwrap();
+    assert_eq!(status["run_dir"], daemon.path("run").to_str().unwrap());
+    let added: Value =
+        serde_json::from_str(ok(&daemon.tandem(&["port", "add", "x", "--json"]))).unwrap();
+    assert_eq!(added["name"], "x");
+    assert_eq!(ok(&daemon.tandem(&["port", "remove", "x", "--json"])), "");
+}
+
+#[test]
+fn every_key_is_a_flag() {
+    let daemon = Daemon::start(&[]);
+    let help = done(&mut tandem(&["port", "add", "--help"]));
+    let port = {
+        daemon.tandem(&["port", "add", "x"]);
+        daemon.http("GET", "/api/v1/ports/x", "").json
+    };
+    let keys = port["origin"].as_object().unwrap().keys();
+    for key in keys {
+        let flag = format!("--{} ", key.replace('_', "-")).replace("--failover ", "--failover[");
+        assert!(ok(&help).contains(&flag), "{flag}: {}", help.out);
+    }
+}
+
+#[test]
+fn tables_fit_a_terminal() {
+    let (port, vm) = ("p".repeat(60), "v".repeat(64));
+    let daemon = Daemon::start(&[
+        "--port",
+        &format!("{port},vm={vm},mac=52:54:00:00:00:01,vlan=4094"),
+    ]);
+    for args in [&["port", "list"][..], &["port", "show", &port], &["status"]] {
+        let out = daemon.tandem(args);
+        // A word that cannot be broken, such as a path, may be longer.
+        for line in ok(&out)
+            .lines()
+            .filter(|line| !line.contains(".sock") && !line.contains(&vm))
+        {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+}
+
+#[test]
+fn status_shows_the_whole() {
+    let daemon = Daemon::start(&["--port", "a,vm=one", "--port", "b,vm=one"]);
+    let status = daemon.tandem(&["status"]);
+    let status = ok(&status);
+    for word in [
+        env!("CARGO_PKG_VERSION"),
+        "2, of them 0 up; 1 VMs",
+        "default",
+        "UNICAST",
+    ] {
+        assert!(status.contains(word), "no {word:?} in: {status}");
+    }
+}
+
+#[test]
+fn refusals_are_one_line_that_says_what_to_do() {
+    let daemon = Daemon::start(&["--port", "web1,mac=52:54:00:00:00:01"]);
+    let add = |args: &[&str]| daemon.tandem(&[&["port", "add"], args].concat());
+    refused(
+        &add(&["web1"]),
+        1,
+        &["port web1 already", "choose another name"],
+    );
+    refused(
+        &add(&["x", "--mtu", "9"]),
+        1,
+        &["mtu: 9 is too small", "68 to 65535"],
+    );
+    refused(
+        &add(&["x", "--mtu", "big"]),
+        1,
+        &["mtu: \"big\" is not a number"],
+    );
+    refused(
+        &add(&["x", "--mac", "52:54:00:00:00:01"]),
+        1,
+        &["mac: ", "port web1's", "its own"],
+    );
+    refused(
+        &add(&["x", "--vlan", "5", "--trunk-vlans", "6"]),
+        1,
+        &["vlan: ", "keep vlan"],
+    );
+    refused(
+        &add(&["x", "--switch", "blue"]),
+        1,
+        &["switch: ", "add [switch.blue]"],
+    );
+    refused(
+        &daemon.tandem(&["port", "show", "nope"]),
+        1,
+        &["no port nope", "tandem port list"],
+    );
+    refused(
+        &daemon.tandem(&["port", "remove", "nope"]),
+        1,
+        &["no port nope"],
+    );
+    assert_eq!(
+        daemon.http("GET", "/api/v1/status", "").json["ports"]["total"],
+        1
+    );
+}
+
+#[test]
+fn usage_errors_are_status_2() {
+    for (args, word) in [
+        (&[][..], "tandem --help"),
+        (&["prot"], "similar"),
+        (&["port"], "tandem port --help"),
+        (&["port", "shwo"], "show"),
+        (&["port", "show"], "<NAME>"),
+        (&["port", "show", "a b"], "letters, digits"),
+        (&["port", "add", "../x"], "letters, digits"),
+        (&["port", "add", "x", "--mut", "3"], "--mut"),
+        (&["port", "add", "x", "--mtu"], "--mtu"),
+        (
+            &["port", "add", "x", "--mtu", "1400", "--mtu", "1400"],
+            "--mtu",
+        ),
+        (&["status", "web1"], "web1"),
+    ] {
+        refused(&done(&mut tandem(args)), 2, &[word]);
+    }
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let path = socket.to_str().unwrap();
+    refused(
+        &done(&mut tandem(&["status", "--api-socket", path])),
+        1,
+        &[path, "start it"],
+    );
+    // One that was killed leaves its socket behind.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    refused(
+        &done(&mut tandem(&["status", "--api-socket", path])),
+        1,
+        &[path, "start it"],
+    );
+}
+
+#[test]
+fn a_daemon_that_breaks_off_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let done = done(&mut tandem(&[
+        "status",
+        "--api-socket",
+        socket.to_str().unwrap(),
+    ]));
+    refused(&done, 1, &["broke off", "log"]);
+    closing.join().unwrap();
+}
+
+#[test]
+fn a_socket_of_others_is_told() {
+    if rustix::process::geteuid().is_root() {
+        eprintln!("skipped: root may open every socket");
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    fs::set_permissions(daemon.api(), Permissions::from_mode(0)).unwrap();
+    refused(
+        &daemon.tandem(&["status"]),
+        1,
+        &["may not be opened", "group tandem"],
+    );
+}
