@@ -156,8 +156,17 @@ fn the_objects_have_the_members_that_were_agreed_on() {
     assert_eq!(keys(&status["switches"][0]["counters"]), counters);
 }
 
-/// Each: a request, the status, the field and words of reason and remedy.
-const WRONG: &[(&str, &str, &str, u16, Option<&str>, &[&str])] = &[
+/// A request, the status, the field, and words of the answer.
+type Wrong = (
+    &'static str,
+    &'static str,
+    &'static str,
+    u16,
+    Option<&'static str>,
+    &'static [&'static str],
+);
+
+const WRONG: &[Wrong] = &[
     (
         "GET",
         "/",

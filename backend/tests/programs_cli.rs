@@ -271,7 +271,7 @@ fn a_socket_of_others_is_told() {
         return;
     }
     let daemon = Daemon::start(&[]);
-    fs::set_permissions(daemon.api(), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(daemon.api(), Permissions::from_mode(0o000)).unwrap();
     refused(
         &daemon.tandem(&["status"]),
         1,

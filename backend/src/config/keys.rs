@@ -170,11 +170,11 @@ pub static SWITCH_KEYS: &[Key<SwitchConfig>] = &[
         name: "ageing_seconds",
         kind: Kind::Number,
         value: "SECONDS",
-        help: "time until a silent address is forgotten, 10 to 1000000 (default: 300)",
+        help: "time until a silent address is forgotten, 1 to 32000 (default: 300)",
         set: |switch, value| {
             put(
                 &mut switch.ageing_seconds,
-                number(value, 10..=1_000_000).map(|n| n as u32),
+                number(value, 1..=32_000).map(|n| n as u32),
             )
         },
     },
@@ -182,11 +182,11 @@ pub static SWITCH_KEYS: &[Key<SwitchConfig>] = &[
         name: "mac_limit",
         kind: Kind::Number,
         value: "N",
-        help: "addresses it remembers, 64 to 1048576 (default: 16384)",
+        help: "addresses it remembers, 64 to 32768 (default: 16384)",
         set: |switch, value| {
             put(
                 &mut switch.mac_limit,
-                number(value, 64..=1_048_576).map(|n| n as u32),
+                number(value, 64..=32_768).map(|n| n as u32),
             )
         },
     },

@@ -201,6 +201,18 @@ pub struct Problem {
     pub refused: Refused,
 }
 
+impl Problem {
+    /// The line in the file; 0 if it is not in a file.
+    pub(crate) fn line(&self) -> usize {
+        let words = self
+            .place
+            .split(": ")
+            .next()
+            .and_then(|place| place.rsplit_once(':'));
+        words.and_then(|(_, line)| line.parse().ok()).unwrap_or(0)
+    }
+}
+
 fn octal<S: Serializer>(bits: &u32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{bits:04o}"))
 }

@@ -118,41 +118,36 @@ impl Control {
             let refused = Refused::new(RefusedKind::Conflict, reason, "choose another name");
             return Err(vec![refused.about("name")]);
         }
+        let (layer, new) = self.checked(name, settings)?;
+        let what = self.whereabouts(&new);
+        let mut next = overlay.clone();
+        next.insert(name.to_owned(), Some(layer));
+        self.commit(&mut overlay, next, old.as_ref(), Some(new))
+            .map_err(|refused| vec![refused])?;
+        let (put, verb) = match old {
+            None => (Put::Created, "added"),
+            Some(_) => (Put::Replaced, "changed"),
+        };
+        log::info!("port {name}: {verb} over the API, {what}");
+        Ok(put)
+    }
+
+    fn checked(
+        &self,
+        name: &str,
+        settings: &Map<String, Value>,
+    ) -> Result<(Layer, PortConfig), Vec<Refused>> {
         let layer = Layer::from_json(name, Origin::Api, "", settings);
         let built = layer.and_then(|layer| {
             let port = build_port(&layer, &self.switches, &self.read(), &self.run_dir)?;
             Ok((layer, port))
         });
-        let (layer, new) = built.map_err(|problems| {
+        built.map_err(|problems| {
             problems
                 .into_iter()
                 .map(|problem| problem.refused)
-                .collect::<Vec<_>>()
-        })?;
-        self.exchange(old.as_ref(), Some(&new))
-            .map_err(|refused| vec![refused])?;
-        let saved = overlay.insert(name.to_owned(), Some(layer));
-        if let Err(refused) = self.store.save(&overlay) {
-            restore(&mut overlay, name, saved);
-            self.roll_back(Some(&new), old.as_ref());
-            return Err(vec![refused]);
-        }
-        let put = if old.is_some() {
-            Put::Replaced
-        } else {
-            Put::Created
-        };
-        let verb = if put == Put::Created {
-            "added"
-        } else {
-            "changed"
-        };
-        log::info!(
-            "port {name}: {verb} over the API, {}",
-            self.whereabouts(&new)
-        );
-        self.write().insert(name.to_owned(), new);
-        Ok(put)
+                .collect()
+        })
     }
 
     /// Ends the port `name`, for good: one of the configuration file stays away, too. One of the
@@ -172,13 +167,7 @@ impl Control {
         if self.file_ports.contains(name) {
             next.insert(name.to_owned(), None);
         }
-        self.exchange(Some(&old), None)?;
-        if let Err(refused) = self.store.save(&next) {
-            self.roll_back(None, Some(&old));
-            return Err(refused);
-        }
-        *overlay = next;
-        self.write().remove(name);
+        self.commit(&mut overlay, next, Some(&old), None)?;
         log::info!("port {name}: removed over the API");
         Ok(())
     }
@@ -231,6 +220,29 @@ impl Control {
             },
             vms: vms.len() as u32,
         }
+    }
+
+    /// Makes a change in the engine, on disk and in our own list, or nowhere.
+    fn commit(
+        &self,
+        overlay: &mut Overlay,
+        next: Overlay,
+        old: Option<&PortConfig>,
+        new: Option<PortConfig>,
+    ) -> Result<(), Refused> {
+        self.exchange(old, new.as_ref())?;
+        if let Err(refused) = self.store.save(&next) {
+            self.roll_back(new.as_ref(), old);
+            return Err(refused);
+        }
+        *overlay = next;
+        let mut ports = self.write();
+        match (new, old) {
+            (Some(new), _) => drop(ports.insert(new.name.clone(), new)),
+            (None, Some(old)) => drop(ports.remove(&old.name)),
+            (None, None) => {}
+        }
+        Ok(())
     }
 
     /// Puts `new` in the place of `old` in the engine. An error leaves `old`. Settings that are the
@@ -309,13 +321,6 @@ fn same(old: &PortConfig, new: &PortConfig) -> bool {
     let inherited = |port: &PortConfig| port.socket_fd.is_some();
     inherited(old) == inherited(new)
         && serde_json::to_value(old).ok() == serde_json::to_value(new).ok()
-}
-
-fn restore(overlay: &mut Overlay, name: &str, saved: Option<Option<Layer>>) {
-    match saved {
-        Some(layer) => drop(overlay.insert(name.to_owned(), layer)),
-        None => drop(overlay.remove(name)),
-    }
 }
 
 fn not_found(name: &str) -> Refused {

@@ -153,37 +153,50 @@ impl Sources {
         overlay: &Overlay,
         run_dir: &Path,
     ) -> Result<(Config, BTreeSet<String>), Vec<Problem>> {
-        let built = build(&self.file, overlay, &self.line, run_dir);
-        let mut config = match built {
-            Ok(config) if self.problems.is_empty() => config,
-            Ok(_) => return Err(self.problems),
+        let config = match build(&self.file, overlay, &self.line, run_dir) {
+            Ok(config) => config,
             Err(more) => {
                 self.problems.extend(more);
-                return Err(self.problems);
+                Config::default()
             }
         };
-        if let Some(port) = self.program {
-            let mut wrong = check_port(&port, run_dir);
-            wrong.extend(among(
-                &port,
-                config.ports.values(),
-                &config.switches,
-                run_dir,
-            ));
-            if !wrong.is_empty() {
-                let place = "--socket-path".to_owned();
-                return Err(wrong
-                    .into_iter()
-                    .map(|refused| Problem {
-                        place: place.clone(),
-                        refused,
-                    })
-                    .collect());
-            }
-            config.ports.insert(port.name.clone(), port);
+        if !self.problems.is_empty() {
+            self.problems.sort_by_key(Problem::line);
+            return Err(self.problems);
         }
+        let config = with_program(config, self.program, run_dir)?;
         Ok((config, self.file.ports.into_keys().collect()))
     }
+}
+
+/// Adds the port of a back-end program.
+fn with_program(
+    mut config: Config,
+    program: Option<PortConfig>,
+    run_dir: &Path,
+) -> Result<Config, Vec<Problem>> {
+    let Some(port) = program else {
+        return Ok(config);
+    };
+    let mut wrong = check_port(&port, run_dir);
+    wrong.extend(among(
+        &port,
+        config.ports.values(),
+        &config.switches,
+        run_dir,
+    ));
+    if wrong.is_empty() {
+        config.ports.insert(port.name.clone(), port);
+        return Ok(config);
+    }
+    let place = "--socket-path".to_owned();
+    Err(wrong
+        .into_iter()
+        .map(|refused| Problem {
+            place: place.clone(),
+            refused,
+        })
+        .collect())
 }
 
 fn check(args: &Args) -> Result<(), Vec<Problem>> {
