@@ -8,6 +8,8 @@ pub(crate) mod check;
 mod file;
 mod keys;
 mod layer;
+#[cfg(test)]
+mod tests;
 mod value;
 mod vlans;
 
