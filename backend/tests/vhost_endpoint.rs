@@ -40,6 +40,19 @@ fn a_second_vmm_is_turned_away_and_counted() {
     assert_eq!(rig.until("connected", |s| s.connected).connects, 2);
 }
 
+/// The old one's end and the new one's knock are found at the same moment.
+#[test]
+fn a_vmm_that_restarts_at_once_is_not_a_second_one() {
+    let rig = Rig::new(1);
+    for _ in 0..500 {
+        let vmm = rig.connect();
+        vmm.hello();
+        vmm.sync();
+    }
+    let status = rig.until("all served", |s| s.connects == 500);
+    assert_eq!(status.refused_connections, 0);
+}
+
 #[test]
 fn the_socket_is_as_asked_and_goes_with_the_endpoint() {
     let dir = tempfile::tempdir().unwrap();

@@ -164,7 +164,8 @@ impl Server {
                 PollFlags::OUT
             };
             let ready = self.poll(stream, wanted);
-            if ready.knock {
+            // A VMM that comes after this one has died is not a second one: it waits.
+            if ready.knock && !ready.vmm.contains(PollFlags::HUP) {
                 self.refuse_connection();
             }
             self.asked_to_end()?;
