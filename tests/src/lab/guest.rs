@@ -164,7 +164,7 @@ impl GuestConfig {
         self
     }
 
-    /// Memory no other process can map: the usual mistake.
+    /// Memory no other process can map, as QEMU has it unless told: the usual mistake.
     pub fn private_memory(mut self) -> Self {
         self.shared_memory = false;
         self
@@ -249,7 +249,11 @@ impl GuestConfig {
         };
         let name = &self.name;
         let (memory, cpus) = (self.memory_mib, self.cpus);
-        let share = if self.shared_memory { "on" } else { "off" };
+        let backend = if self.shared_memory {
+            "memfd,share=on"
+        } else {
+            "ram"
+        };
         let agent = socket(dir, name, "agent");
         let qmp = socket(dir, name, "qmp");
         let dir = dir.display();
@@ -257,7 +261,7 @@ impl GuestConfig {
             "-name {name} -nodefaults -no-user-config -display none \
              -M q35,hpet=off,vmport=off,sata=off,smbus=off,usb=off \
              -accel {accel} -cpu {cpu} -smp {cpus} -m {memory}M \
-             -object memory-backend-memfd,id=mem,size={memory}M,share={share} \
+             -object memory-backend-{backend},id=mem,size={memory}M \
              -numa node,memdev=mem \
              -chardev socket,id=agent,path={},server=on,wait=off -serial chardev:agent \
              -chardev file,id=console,path={dir}/{name}.console.log -serial chardev:console \
