@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::text::{Table, paragraph};
 use crate::config::PORT_KEYS;
+use crate::config::check::NOT_A_TAPS;
 
 /// Text of a port object of the API.
 pub(super) fn port(port: &Value) -> String {
@@ -67,7 +68,11 @@ fn session(session: &Value) -> String {
 
 fn settings(port: &Value) -> String {
     let mut table = Table::new(&["SETTING", "VALUE", "FROM"]).shrinking(&[1]);
-    for key in PORT_KEYS {
+    let is_tap = port["tap"].is_string();
+    for key in PORT_KEYS
+        .iter()
+        .filter(|key| !is_tap || !NOT_A_TAPS.contains(&key.name))
+    {
         let value = match &port[key.name] {
             Value::Null => "-".to_owned(),
             Value::String(text) => text.clone(),
@@ -138,4 +143,73 @@ fn queues(queues: &Value) -> String {
         ]);
     }
     format!("\n{table}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port;
+    use serde_json::json;
+
+    /// A port as the API shows it, with traffic on it.
+    fn busy() -> serde_json::Value {
+        json!({
+            "name": "web1", "vm": "web", "switch": "default", "tap": null, "mtu": 9000,
+            "socket": "/run/tandem/web1.sock", "state": "up", "reason": null,
+            "origin": {"mtu": "command_line", "socket": "default"},
+            "learned_macs": ["52:54:00:00:00:01"],
+            "session": {"connected": true, "connects": 3, "refused_connections": 2,
+                "features": ["MRG_RXBUF", "CSUM"], "ring": "packed", "memory_regions": 2,
+                "last_error": "the VMM was killed"},
+            "counters": {"from_vm": {"frames": 10, "bytes": 640, "drops": {"hairpin": 1, "storm_limit": 2}},
+                "to_vm": {"frames": 20, "bytes": 1280, "drops": {}}},
+            "queues": [{"pair": 0, "enabled": true, "running": true, "size": 256,
+                "from_vm": {"frames": 10, "bytes": 640}, "to_vm": {"frames": 20, "bytes": 1280},
+                "kicks": 5, "calls": 6}],
+        })
+    }
+
+    #[test]
+    fn a_busy_port_is_shown_whole() {
+        let text = port(&busy());
+        let squeezed: Vec<String> = text
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        for line in [
+            "port web1, VM web, switch default",
+            "state up",
+            "session a VMM is connected, 3 connects so far, 2 more refused, packed rings, 2",
+            "memory regions",
+            "features MRG_RXBUF CSUM",
+            "last error the VMM was killed",
+            "learned 52:54:00:00:00:01",
+            "mtu 9000 command line",
+            "from_vm 10 640 3",
+            "to_vm 20 1280 0",
+            "dropped from_vm: hairpin 1, storm_limit 2",
+            "0 running 256 10 20 5 6",
+        ] {
+            assert!(
+                squeezed.iter().any(|l| l == line),
+                "no {line:?} in:\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tap_is_shown_without_what_only_a_vm_has() {
+        let mut tap = busy();
+        (tap["tap"], tap["session"], tap["queues"]) = (json!("tandem0"), json!(null), json!([]));
+        let text = port(&tap);
+        assert!(text.contains("tandem0"));
+        for word in ["socket", "session", "queue_pairs", "PAIR"] {
+            assert!(!text.contains(word), "{word:?} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_object_of_another_version_does_no_harm() {
+        assert!(port(&json!({})).contains("SETTING"));
+        assert!(port(&json!(null)).contains("SETTING"));
+    }
 }

@@ -14,6 +14,17 @@ pub(crate) const API_SOCKET: &str = "api.sock";
 /// The longest packet that fits a TAP's largest frame (`ETH_MAX_MTU` less the Ethernet header).
 const TAP_MTU_MAX: u16 = 65_521;
 
+/// Keys that mean nothing to a port with a TAP.
+pub(crate) const NOT_A_TAPS: [&str; 7] = [
+    "socket",
+    "socket_role",
+    "socket_group",
+    "socket_permissions",
+    "queue_pairs",
+    "feature_level",
+    "failover",
+];
+
 /// Checks one port by itself.
 pub(crate) fn port(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
     let mut wrong = vlans(port);
@@ -61,16 +72,9 @@ fn vlans(port: &PortConfig) -> Vec<Refused> {
 }
 
 fn tap(port: &PortConfig) -> Vec<Refused> {
-    const NOT_ITS: [&str; 7] = [
-        "socket",
-        "socket_role",
-        "socket_group",
-        "socket_permissions",
-        "queue_pairs",
-        "feature_level",
-        "failover",
-    ];
-    let given = NOT_ITS.iter().filter(|key| port.origin.contains_key(**key));
+    let given = NOT_A_TAPS
+        .iter()
+        .filter(|key| port.origin.contains_key(**key));
     let mut wrong: Vec<Refused> = given
         .map(|key| {
             invalid(

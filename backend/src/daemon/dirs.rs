@@ -76,15 +76,7 @@ impl OwnDir {
             let remedy = "check its owner and permissions, or choose another";
             Refused::new(RefusedKind::System, reason, remedy).about(option)
         };
-        let mut made = Made(Vec::new());
-        let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
-        for dir in missing.into_iter().rev() {
-            match DirBuilder::new().mode(mode).create(dir) {
-                Ok(()) => made.0.insert(0, dir.to_owned()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(system(error)),
-            }
-        }
+        let made = make(path, mode).map_err(system)?;
         // The lock is on the directory itself, so that it leaves no file behind.
         let lock = File::open(path).map_err(system)?;
         if !lock.metadata().map_err(system)?.is_dir() {
@@ -101,6 +93,30 @@ impl OwnDir {
                 Err(Refused::new(RefusedKind::Conflict, reason, remedy).about(option))
             }
             Err(TryLockError::Error(error)) => Err(system(error)),
+        }
+    }
+}
+
+/// Makes `path` and what leads to it, where missing.
+fn make(path: &Path, mode: u32) -> io::Result<Made> {
+    let mut attempts = 0;
+    loop {
+        let mut made = Made(Vec::new());
+        let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+        let result = missing.into_iter().rev().try_for_each(|dir| {
+            match DirBuilder::new().mode(mode).create(dir) {
+                Ok(()) => made.0.insert(0, dir.to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        });
+        attempts += 1;
+        match result {
+            Ok(()) => return Ok(made),
+            // Another daemon that ended has just removed the parent, which it had made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < 5 => {}
+            Err(error) => return Err(error),
         }
     }
 }
