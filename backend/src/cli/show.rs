@@ -178,8 +178,8 @@ mod tests {
         for line in [
             "port web1, VM web, switch default",
             "state up",
-            "session a VMM is connected, 3 connects so far, 2 more refused, packed rings, 2",
-            "memory regions",
+            "session a VMM is connected, 3 connects so far, 2 more refused, packed rings,",
+            "2 memory regions",
             "features MRG_RXBUF CSUM",
             "last error the VMM was killed",
             "learned 52:54:00:00:00:01",
