@@ -57,6 +57,16 @@ impl Split {
         has(self.config.features, VIRTIO_F_EVENT_IDX)
     }
 
+    /// A descriptor's bytes.
+    pub(crate) fn desc_bytes(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+        let mut d = [0; 16];
+        d[..8].copy_from_slice(&addr.to_le_bytes());
+        d[8..12].copy_from_slice(&len.to_le_bytes());
+        d[12..14].copy_from_slice(&flags.to_le_bytes());
+        d[14..].copy_from_slice(&next.to_le_bytes());
+        d
+    }
+
     pub(crate) fn write_desc(&self, at: u64, buf: (u64, u32), flags: u16, next: u16) {
         self.ram.write(at, &buf.0.to_le_bytes());
         self.ram.write(at + 8, &buf.1.to_le_bytes());
