@@ -1,8 +1,10 @@
 //! Frames cross the switch whatever the order of messages and the kind of ring.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Layout, Nic};
-use tandem_tests::frontend::frames::{mac, number_of, numbered, payload, raw};
+use tandem_tests::frontend::frames::{Offload, Shape, mac, number_of, numbered, payload, raw};
 use tandem_tests::frontend::rig::Rig;
 use tandem_tests::frontend::session::Order;
 use tandem_tests::frontend::spec::{self, NetHdr};
@@ -242,6 +244,109 @@ fn calls_only_when_asked() -> Result<()> {
         assert!(!b.pairs[0].rx.ring.arm(), "nothing more is there");
         a.send_plain(&numbered(A, B, 99));
         b.recv();
+        drop((a, b));
+        rig.wait_disconnected("a")?;
+        rig.wait_disconnected("b")?;
+    }
+    Ok(())
+}
+
+/// A driver that uses one pair of four gets everything there, whatever the VMM enables.
+#[test]
+fn one_pair_of_four() -> Result<()> {
+    let rig = Rig::new(&["a,queue_pairs=4", "b,queue_pairs=4"])?;
+    for order in Order::ALL {
+        let config = Config {
+            order,
+            pairs: 4,
+            queue_size: 128,
+            ..Config::with(spec::MQ | spec::MRG_RXBUF)
+        };
+        let mut a = rig.nic("a", &config)?;
+        let one = Config {
+            pairs_used: Some(1),
+            ..config
+        };
+        let mut b = rig.nic("b", &one)?;
+        for i in 0..100u8 {
+            // A hundred flows, by their ports and by what sends them.
+            let shape = Shape {
+                v6: i % 2 == 0,
+                udp: i % 3 == 0,
+                ecn: false,
+                offload: Offload::None,
+                len: 100,
+            };
+            let frame = shape.build(mac(100 + i), B, &payload(u32::from(i), 100)).1;
+            a.send_on(usize::from(i) % 4, NetHdr::default(), &frame);
+            assert_eq!(b.recv().1, frame, "{order:?}");
+        }
+        drop((a, b));
+        rig.wait_disconnected("a")?;
+        rig.wait_disconnected("b")?;
+    }
+    let counters = rig.settled()?;
+    assert_eq!(counters.ports["b"].drops(), 0);
+    Ok(())
+}
+
+/// Flows of a driver with four pairs are spread, and each flow stays in order.
+#[test]
+fn flows_are_spread() -> Result<()> {
+    let rig = Rig::new(&["a", "b,queue_pairs=4"])?;
+    let config = Config {
+        pairs: 4,
+        ..Config::with(spec::MQ | spec::MRG_RXBUF)
+    };
+    let mut a = rig.nic("a", &Config::default())?;
+    let mut b = rig.nic("b", &config)?;
+    let mut pairs = BTreeSet::new();
+    for i in 0..100u8 {
+        let shape = Shape {
+            v6: false,
+            udp: true,
+            ecn: false,
+            offload: Offload::None,
+            len: 100,
+        };
+        let frame = shape.build(mac(100 + i), B, &payload(1, 100)).1;
+        let mut of_flow = BTreeSet::new();
+        for _ in 0..3 {
+            a.send_plain(&frame);
+            let (pair, _, got) = b.recv_any();
+            assert_eq!(got, frame);
+            of_flow.insert(pair);
+        }
+        assert_eq!(of_flow.len(), 1, "a flow stays on its pair");
+        pairs.extend(of_flow);
+    }
+    assert_eq!(pairs.len(), 4, "a hundred flows use all pairs: {pairs:?}");
+    Ok(())
+}
+
+/// Waking up: pauses of every length between frames, so that kicks come while the daemon polls,
+/// while it falls asleep, and while it sleeps.
+#[test]
+fn no_kick_is_lost() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    for features in [
+        0,
+        spec::EVENT_IDX,
+        spec::RING_PACKED,
+        spec::RING_PACKED | spec::EVENT_IDX,
+    ] {
+        let mut a = rig.nic("a", &Config::with(features))?;
+        let mut b = rig.nic("b", &Config::with(features))?;
+        exchange(&mut a, &mut b, 1);
+        for i in 0..400u64 {
+            let pause = std::time::Duration::from_micros(i * i % 397);
+            let until = std::time::Instant::now() + pause;
+            while std::time::Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            a.send_plain(&numbered(A, B, i));
+            assert_eq!(number_of(&b.recv().1), i);
+        }
         drop((a, b));
         rig.wait_disconnected("a")?;
         rig.wait_disconnected("b")?;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Nic, Parts, Receive, write_descriptor};
-use tandem_tests::frontend::frames::{number_of, numbered};
+use tandem_tests::frontend::frames::{number_of, numbered, payload};
+use tandem_tests::frontend::memory::RegionSpec;
 use tandem_tests::frontend::spec;
 use tandem_tests::frontend::street::{A, C, Street};
 
@@ -272,4 +273,70 @@ fn kicks_without_work() -> Result<()> {
     kicker.join().expect("the kicker");
     street.rig.settled()?;
     Ok(())
+}
+
+/// Rings filled with noise, again and again, at the bottom of which anything may lie: nobody else
+/// notices, and the daemon does not fall.
+#[test]
+fn random_rings() -> Result<()> {
+    let mut street = Street::new()?;
+    let kinds = [
+        0,
+        spec::INDIRECT | spec::MRG_RXBUF,
+        spec::RING_PACKED,
+        spec::RING_PACKED | spec::INDIRECT | spec::EVENT_IDX,
+    ];
+    for round in 0..60u32 {
+        let config = Config {
+            queue_size: 16,
+            transmit: (4, 2048),
+            regions: vec![RegionSpec::new(0, 4 << 20)],
+            ..Config::with(kinds[round as usize % kinds.len()])
+        };
+        let a = street.rig.nic("a", &config)?;
+        for step in 0..20 {
+            let noise = payload(1000 * round + step, 64);
+            for queue in [&a.pairs[0].rx, &a.pairs[0].tx] {
+                spoil(&a, queue.ring.parts(), &noise);
+                queue.kick.write(1)?;
+            }
+            street.knock();
+        }
+        street.still_quiet();
+        drop(a);
+        street.rig.wait_disconnected("a")?;
+        // What it managed to send to the neighbours is theirs to ignore.
+        street.rig.settled()?;
+        while street.c.try_recv(0).is_some() {}
+        while street.d.try_recv(0).is_some() {}
+    }
+    street.next_tenant()
+}
+
+/// Writes descriptors that are nearly right, and an index a little ahead.
+fn spoil(nic: &Nic, ring: Parts, noise: &[u8]) {
+    let ends = [0, 0x1000, nic.ram.end() - 64, nic.ram.end(), u64::MAX - 64];
+    for (i, bytes) in noise.chunks(4).enumerate() {
+        let slot = u64::from(bytes[0]) % u64::from(ring.size);
+        let gpa = ends[usize::from(bytes[1]) % ends.len()];
+        let len = [0, 1, 12, 60, 1500, u32::MAX][usize::from(bytes[2]) % 6];
+        let at = ring.desc + 16 * slot;
+        if nic.features & spec::RING_PACKED != 0 {
+            nic.ram.store64(at, gpa);
+            nic.ram.store32(at + 8, len);
+            let wrap = u16::from(bytes[3] & 8) << 4 | u16::from(bytes[3] & 16) << 11;
+            nic.ram.store16(at + 14, u16::from(bytes[3] & 7) | wrap);
+        } else {
+            let next = u16::from(bytes[0] ^ bytes[2]) % (ring.size + 1);
+            write_descriptor(&nic.ram, at, gpa, len, u16::from(bytes[3] & 7), next);
+            let entry = ring.avail + 4 + 2 * (i as u64 % u64::from(ring.size));
+            nic.ram
+                .store16(entry, u16::from(bytes[1]) % (ring.size + 1));
+        }
+    }
+    if nic.features & spec::RING_PACKED == 0 {
+        let ahead = u16::from(noise[0]) % (ring.size + 2);
+        let used = nic.ram.load16(ring.used + 2);
+        nic.ram.store16(ring.avail + 2, used.wrapping_add(ahead));
+    }
 }

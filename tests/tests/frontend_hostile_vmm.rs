@@ -2,13 +2,14 @@
 //! session ends or its port says why it is down; the VMs next door lose nothing.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Nic, Queue};
 use tandem_tests::frontend::frames::{number_of, numbered};
-use tandem_tests::frontend::memory::{GuestRam, RegionSpec, new_unsealable_memfd};
+use tandem_tests::frontend::memory::{DirtyLog, GuestRam, RegionSpec, new_unsealable_memfd};
 use tandem_tests::frontend::session::{Order, Session};
 use tandem_tests::frontend::spec::{self, NetHdr};
 use tandem_tests::frontend::street::{A, C, Street};
@@ -191,7 +192,6 @@ fn rings_outside_memory() -> Result<()> {
 /// Doorbells that are not eventfds: a socket, a file, a pipe that fills up and stalls.
 #[test]
 fn doorbells_that_are_none() -> Result<()> {
-    use std::os::fd::AsFd;
     use tandem_tests::frontend::wire::request;
     let mut street = Street::new()?;
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
@@ -218,4 +218,49 @@ fn is_on_disk(dir: &Path) -> Result<bool> {
     // TMPFS_MAGIC and RAMFS_MAGIC (statfs(2)).
     let kind = rustix::fs::statfs(dir)?.f_type;
     Ok(kind != 0x0102_1994 && kind != 0x8584_58f6)
+}
+
+/// A doorbell that is full and made to block again: who rings it must not wait there.
+#[test]
+fn doorbell_that_blocks() -> Result<()> {
+    use rustix::fs::{OFlags, fcntl_setfl};
+    use tandem_tests::frontend::wire::request;
+    let mut street = Street::new()?;
+    let mut a = street.rig.nic("a", &Config::default())?;
+    let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+    let wire = a.session()?.wire();
+    wire.send(request::SET_VRING_CALL, 0, &[0; 8], &[bell.as_fd()])?;
+    a.session()?.sync()?;
+    rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes())?;
+    fcntl_setfl(&bell, OFlags::empty())?;
+    for _ in 0..5 {
+        street.knock();
+    }
+    street.still_quiet();
+    Ok(())
+}
+
+/// The dirty log is cut short under traffic: that session ends, no other.
+#[test]
+fn log_cut_short() -> Result<()> {
+    let mut street = Street::new()?;
+    let mut a = street.rig.nic("a", &Config::default())?;
+    let log = DirtyLog::unsealable(a.ram.end())?;
+    a.session()?.set_log(&log)?;
+    let (setups, features) = (a.setups(&[0, 0]), a.features);
+    a.session()?.start_logging(features, &setups)?;
+    a.session()?.sync()?;
+    a.send_plain(&numbered(A, C, 1));
+    assert_eq!(number_of(&street.c.recv().1), 1);
+    street.c.send_plain(&numbered(C, A, 1));
+    a.recv();
+    log.file().set_len(0)?;
+    for i in 0..20 {
+        street.c.send_plain(&numbered(C, A, i));
+    }
+    street.c.flush();
+    street.rig.wait_disconnected("a")?;
+    street.still_quiet();
+    drop(a);
+    street.next_tenant()
 }

@@ -41,7 +41,6 @@ fn unsupported_requests_are_answered() -> Result<()> {
             request::RESET_DEVICE,
             request::VRING_KICK,
             request::SET_STATUS,
-            26,
             33,
             99,
         ] {

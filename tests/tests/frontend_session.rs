@@ -1,11 +1,16 @@
 //! Sessions: resets, stops and starts, back-ends that go away and come back.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Nic};
 use tandem_tests::frontend::frames::{mac, number_of, numbered};
 use tandem_tests::frontend::rig::Rig;
 use tandem_tests::frontend::session::Order;
 use tandem_tests::frontend::spec::{self, NetHdr};
+use tandem_tests::frontend::wire::{PATIENCE, request};
+use vhost::VhostBackend;
+use vmm_sys_util::eventfd::EventFd;
 
 const A: [u8; 6] = mac(1);
 const B: [u8; 6] = mac(2);
@@ -225,5 +230,85 @@ fn stop_under_traffic() -> Result<()> {
         rig.wait_disconnected("b")?;
     }
     rig.settled()?;
+    Ok(())
+}
+
+/// QEMU exchanges the call descriptor of a running ring whenever the guest masks or unmasks its
+/// interrupt, and takes it away when the guest has none.
+#[test]
+fn call_is_exchanged_on_a_running_ring() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let mut a = rig.nic("a", &Config::default())?;
+    let mut b = rig.nic("b", &Config::default())?;
+    ping(&mut a, &mut b, 0);
+    let usual = b.pairs[0].rx.call.clone();
+    for i in 1..50 {
+        // Masked: calls go elsewhere, and none is lost.
+        let masked = EventFd::new(libc::EFD_NONBLOCK)?;
+        b.session()?.frontend().set_vring_call(0, &masked)?;
+        b.session()?.sync()?;
+        assert!(!b.pairs[0].rx.ring.arm());
+        a.send_plain(&numbered(A, B, i));
+        a.flush();
+        let deadline = Instant::now() + PATIENCE;
+        while masked.read().is_err() {
+            assert!(Instant::now() < deadline, "no call on the new descriptor");
+        }
+        b.session()?.frontend().set_vring_call(0, &usual)?;
+        b.session()?.sync()?;
+        assert_eq!(number_of(&b.recv().1), i);
+        ping(&mut a, &mut b, 1000 + i);
+    }
+    // No descriptor: the guest polls.
+    let none = 1u64 << 8;
+    b.session()?
+        .wire()
+        .send_number(request::SET_VRING_CALL, 0, none)?;
+    b.session()?.sync()?;
+    a.send_plain(&numbered(A, B, 9));
+    let deadline = Instant::now() + PATIENCE;
+    let frame = loop {
+        assert!(
+            Instant::now() < deadline,
+            "nothing came to a guest that polls"
+        );
+        if let Some((_, frame)) = b.try_recv(0) {
+            break frame;
+        }
+    };
+    assert_eq!(number_of(&frame), 9);
+    Ok(())
+}
+
+/// A ring that is disabled keeps what the guest sends until it is enabled again, and takes nothing
+/// for the guest meanwhile.
+#[test]
+fn disabled_rings() -> Result<()> {
+    for order in Order::ALL {
+        let rig = Rig::new(&["a", "b"])?;
+        let config = Config {
+            order,
+            ..Config::default()
+        };
+        let mut a = rig.nic("a", &config)?;
+        let mut b = rig.nic("b", &config)?;
+        for round in 0..10 {
+            ping(&mut a, &mut b, 10 * round);
+            a.flush();
+            a.session()?.enable(0, false)?;
+            a.session()?.enable(1, false)?;
+            a.session()?.sync()?;
+            a.send_plain(&numbered(A, B, 10 * round + 1));
+            b.send_plain(&numbered(B, A, 10 * round + 2));
+            b.flush();
+            rig.settled()?;
+            assert!(b.try_recv(0).is_none(), "sent by a disabled ring");
+            assert!(a.try_recv(0).is_none(), "delivered to a disabled ring");
+            a.session()?.enable(0, true)?;
+            a.session()?.enable(1, true)?;
+            assert_eq!(number_of(&b.recv().1), 10 * round + 1);
+        }
+        rig.settled()?;
+    }
     Ok(())
 }

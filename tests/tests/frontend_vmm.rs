@@ -70,6 +70,21 @@ fn vmm_killed_ten_times() -> Result<()> {
     Ok(())
 }
 
+/// A VMM that connects in the moment its predecessor dies is not taken for a second one.
+#[test]
+fn successor_at_once() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let mut b = rig.nic("b", &Config::default())?;
+    for i in 0..100 {
+        let mut a = rig.nic("a", &Config::default())?;
+        ping(&mut a, &mut b, i);
+    }
+    let shown = rig.port("a")?;
+    assert_eq!(shown["session"]["connects"], 100);
+    assert_eq!(shown["session"]["refused_connections"], 0);
+    Ok(())
+}
+
 /// A thousand VMMs come and go: nothing stays of them.
 #[test]
 fn thousand_reconnects() -> Result<()> {

@@ -231,8 +231,17 @@ pub struct DirtyLog {
 impl DirtyLog {
     /// A clear log for guest memory that ends at `end`.
     pub fn new(end: u64) -> Result<Self> {
+        Self::on(new_memfd("log")?, end)
+    }
+
+    /// The same on a memfd that can be cut short.
+    pub fn unsealable(end: u64) -> Result<Self> {
+        Self::on(new_unsealable_memfd("log")?, end)
+    }
+
+    fn on(memfd: OwnedFd, end: u64) -> Result<Self> {
         let size = end.div_ceil(LOG_PAGE * 8).next_multiple_of(LOG_PAGE);
-        let file = File::from(new_memfd("log")?);
+        let file = File::from(memfd);
         file.set_len(size)?;
         let map = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), size as usize)?;
         Ok(DirtyLog { file, map })

@@ -37,6 +37,8 @@ pub struct Config {
     pub queue_size: u16,
     /// Queue pairs.
     pub pairs: usize,
+    /// Of them, those the driver posts buffers on, and QEMU enables; all if `None`.
+    pub pairs_used: Option<usize>,
     /// Guest memory; rings lie in the first region.
     pub regions: Vec<RegionSpec>,
     /// The region buffers lie in; the last if `None`.
@@ -58,6 +60,7 @@ impl Default for Config {
             features: spec::VERSION_1,
             queue_size: 256,
             pairs: 1,
+            pairs_used: None,
             regions: vec![RegionSpec::new(0, 256 << 20)],
             buffer_region: None,
             layout: Layout::Together,
@@ -183,7 +186,8 @@ impl Nic {
 
     fn post(&mut self, features: u64) {
         let receive = self.config.receive_for(features);
-        for pair in &mut self.pairs {
+        let used = self.config.pairs_used.unwrap_or(usize::MAX);
+        for pair in self.pairs.iter_mut().take(used) {
             pair.rx.post(&receive);
         }
     }
@@ -210,7 +214,8 @@ impl Nic {
 
     fn start_rings(&mut self, bases: &[u32]) -> Result<()> {
         let setups = self.setups(bases);
-        let (features, pairs) = (self.features, self.pairs.len());
+        let pairs = self.config.pairs_used.unwrap_or(self.pairs.len());
+        let features = self.features;
         let ram = self.ram.clone();
         self.session()?.start(features, &ram, &setups, pairs)
     }
