@@ -4,7 +4,9 @@
 
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Nic};
-use tandem_tests::frontend::frames::{Judge, Offload, Shape, mac, numbered, payload};
+use tandem_tests::frontend::frames::{
+    Judge, Offload, Shape, mac, numbered, payload, tagged, untagged, vlans,
+};
 use tandem_tests::frontend::rig::Rig;
 use tandem_tests::frontend::spec::{self, NetHdr};
 
@@ -252,6 +254,54 @@ fn flooded_to_different_receivers() -> Result<()> {
     assert_eq!(counters.switch("flooded"), shapes().len() as u64);
     assert_eq!(counters.switch("copies"), 3 * shapes().len() as u64);
     Ok(())
+}
+
+/// A tag pushed or popped on the way moves the checksum with it: from an access port to a trunk and
+/// back, every shape, to receivers that take everything and nothing.
+#[test]
+fn tags_and_offloads() -> Result<()> {
+    let rig = Rig::new(&["a,vlan=10", "t,trunk_vlans=10"])?;
+    let whole = spec::GUEST_CSUM | spec::GUEST_TSO4 | spec::GUEST_TSO6 | spec::GUEST_ECN;
+    let uso = spec::GUEST_USO4 | spec::GUEST_USO6;
+    for takes in [0, spec::GUEST_CSUM, whole | uso] {
+        let config = receiver(ALL_HOST | takes | spec::MRG_RXBUF);
+        let mut a = rig.nic("a", &config)?;
+        let mut t = rig.nic("t", &config)?;
+        for (i, shape) in shapes().into_iter().enumerate() {
+            let bytes = payload(i as u32, shape.len);
+            let (hdr, frame) = shape.build(A, B, &bytes);
+            a.send(hdr, &frame);
+            let mut judge = Judge::new(shape, A, B, &bytes);
+            while !judge.is_complete() {
+                let (hdr, frame) = t.recv();
+                assert_eq!(vlans(&frame), [10]);
+                judge.take(&moved(hdr, -4), &untagged(&frame).1);
+            }
+            let (hdr, frame) = shape.build(B, A, &bytes);
+            t.send(moved(hdr, 4), &tagged(&frame, 10));
+            let mut judge = Judge::new(shape, B, A, &bytes);
+            while !judge.is_complete() {
+                let (hdr, frame) = a.recv();
+                judge.take(&hdr, &frame);
+            }
+        }
+        drop((a, t));
+        rig.wait_disconnected("a")?;
+        rig.wait_disconnected("t")?;
+    }
+    let counters = rig.settled()?;
+    assert_eq!(counters.ports["a"].drops() + counters.ports["t"].drops(), 0);
+    Ok(())
+}
+
+/// A header whose frame got `by` bytes longer in front.
+fn moved(hdr: NetHdr, by: i16) -> NetHdr {
+    let moves = |at: u16, is: bool| if is { at.wrapping_add_signed(by) } else { at };
+    NetHdr {
+        csum_start: moves(hdr.csum_start, hdr.flags & spec::HDR_NEEDS_CSUM != 0),
+        hdr_len: moves(hdr.hdr_len, hdr.gso_type != spec::GSO_NONE),
+        ..hdr
+    }
 }
 
 /// Headers that lie: each is dropped and counted on its sender, and the next good frame passes.

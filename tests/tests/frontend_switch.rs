@@ -309,6 +309,44 @@ fn mtu_is_told() -> Result<()> {
     Ok(())
 }
 
+/// Feature level 1 is what VMs were started with: it never changes. A port that a guest pairs with a
+/// VF does not have its guest announce it.
+#[test]
+fn feature_level_1() -> Result<()> {
+    use tandem_tests::frontend::session::{Order, Session};
+    let rig = Rig::new(&["a,queue_pairs=2", "f,failover=true,queue_pairs=2"])?;
+    let level_1 = spec::CSUM
+        | spec::GUEST_CSUM
+        | spec::MTU
+        | spec::GUEST_TSO4
+        | spec::GUEST_TSO6
+        | spec::GUEST_ECN
+        | spec::HOST_TSO4
+        | spec::HOST_TSO6
+        | spec::HOST_ECN
+        | spec::MRG_RXBUF
+        | spec::CTRL_VQ
+        | spec::GUEST_ANNOUNCE
+        | spec::MQ
+        | spec::LOG_ALL
+        | spec::ANY_LAYOUT
+        | spec::INDIRECT
+        | spec::EVENT_IDX
+        | spec::PROTOCOL_FEATURES
+        | spec::VERSION_1
+        | spec::RING_PACKED
+        | spec::IN_ORDER
+        | spec::GUEST_USO4
+        | spec::GUEST_USO6
+        | spec::HOST_USO;
+    let offered = |port| -> Result<u64> {
+        Ok(Session::connect(&rig.socket(port), Order::Qemu72, 1)?.offered)
+    };
+    assert_eq!(format!("{:#x}", offered("a")?), format!("{level_1:#x}"));
+    assert_eq!(offered("f")? & spec::GUEST_ANNOUNCE, 0);
+    Ok(())
+}
+
 /// Frames no switch forwards: too short, too long, with a group address as source, to the bridge
 /// itself. Each is counted with its reason.
 #[test]
