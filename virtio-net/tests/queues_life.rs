@@ -522,6 +522,9 @@ fn bad_frames_are_counted_and_their_buffers_come_back() {
     ];
     assert_eq!(drops, expected);
     assert_eq!(r.b.recv().len(), 1);
+    // What was never looked at has no bytes.
+    let seen = (r.wire.from_vm.frames(), r.wire.from_vm.bytes());
+    assert_eq!(seen, (4, 300 + 300));
 }
 
 #[test]
