@@ -232,7 +232,10 @@ fn take_frame<Q: Queue>(
     match taken {
         Ok(Some(taken)) => {
             let bytes = f.frame_bytes(hdr_len);
-            Ok(Some((taken, bytes, batch.end_frame(f, hdr_len))))
+            let result = batch.end_frame(f, hdr_len);
+            // What is not a frame has only the bytes that its guest says it has.
+            let bytes = if result.is_ok() { bytes } else { 0 };
+            Ok(Some((taken, bytes, result)))
         }
         Ok(None) => Ok(None),
         Err(e) => {
