@@ -285,6 +285,26 @@ fn page_round(len: usize) -> usize {
     len.next_multiple_of(4096)
 }
 
+/// The process at the other end of a unix socket; 0 if that is in a process namespace we do not see.
+///
+/// # Errors
+/// The socket has no other end.
+pub(crate) fn peer(socket: impl AsFd) -> io::Result<u32> {
+    let mut cred = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    let at = (&raw mut cred).cast();
+    // SAFETY: `cred` is valid for a write of `len` bytes, and any bytes make a ucred.
+    if unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cred.pid as u32)
+}
+
 /// The number of a group given by name or number.
 pub(crate) fn group_id(name: &str) -> Option<u32> {
     if let Ok(id) = name.parse() {
@@ -361,6 +381,32 @@ mod tests {
         assert!(fault.is_set());
     }
 
+    /// In a process of its own, because it dies.
+    #[test]
+    fn a_fault_that_is_not_ours_kills_as_ever() {
+        use std::os::unix::process::ExitStatusExt;
+        const CHILD: &str = "TANDEM_TEST_FAULT";
+        if std::env::var_os(CHILD).is_some() {
+            let watched = memfd(0x1000);
+            let _watched = guest_memory(shared(&watched, 0x1000), &Arc::default()).unwrap();
+            let unwatched = shared(&memfd(0), 0x1000);
+            let at = unwatched.iter().next().unwrap().as_ptr();
+            // SAFETY: one byte of a mapping, whose file has none: it faults.
+            unsafe { at.write_volatile(1) };
+            return;
+        }
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "sys::tests::a_fault_that_is_not_ours_kills_as_ever",
+            ])
+            .env(CHILD, "1")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGBUS));
+    }
+
     #[test]
     fn slots_are_given_back() {
         let file = memfd(0x1000);
@@ -369,6 +415,13 @@ mod tests {
             drop(guest_memory(shared(&file, 0x1000), &fault).unwrap());
         }
         assert_eq!(Arc::strong_count(&fault), 1);
+    }
+
+    #[test]
+    fn the_peer_of_a_socket_is_known() {
+        let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(peer(&a).unwrap(), std::process::id());
+        assert!(peer(memfd(0)).is_err());
     }
 
     #[test]

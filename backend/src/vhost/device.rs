@@ -31,8 +31,9 @@ pub trait Device: Send + Sync + 'static {
     /// The VMM is gone: stop all rings, let go of memory, log and descriptors.
     fn disconnected(&self);
 
-    /// The driver has accepted these features, a subset of [`Device::features`]. Rings that run
-    /// keep what they were started with.
+    /// The driver has accepted these features, a subset of [`Device::features`]; with them
+    /// VHOST_F_LOG_ALL (bit 26) while writes are to be recorded. [`Device::set_log`] follows. Rings
+    /// that run keep what they were started with.
     fn set_features(&self, acked: u64);
 
     /// Replaces the guest's memory, on a live device too; it carries the dirty log in effect.

@@ -250,7 +250,7 @@ impl Door {
         regions.sort_by_key(|(region, _)| region.guest);
         let mut accepted = Vec::new();
         for (region, file) in &regions {
-            if let Err(e) = memory::check_region(&accepted, region, file) {
+            if let Err(e) = memory::check_region(&accepted, region, file, self.session.vmm) {
                 return Ok(self.refuse(&message.header, Topic::Memory, e.to_string()));
             }
             accepted.push(*region);
@@ -270,7 +270,7 @@ impl Door {
             return Ok(self.ack(&message.header, true));
         }
         let checked = match message.fds.first() {
-            Some(file) => memory::check_region(&table, &region, file),
+            Some(file) => memory::check_region(&table, &region, file, self.session.vmm),
             None => Err(MemoryRefused::Descriptors { regions: 1, fds: 0 }),
         };
         if let Err(e) = checked {
@@ -356,7 +356,12 @@ impl Door {
     }
 
     fn no_such_ring(&self, header: &Header, index: u32) -> Answer {
-        let (asked, pairs) = (u64::from(index) / 2 + 1, self.session.device.queue_pairs());
+        let pairs = self.session.device.queue_pairs();
+        let asked = {
+            let mut info = self.session.info();
+            info.pairs_asked = info.pairs_asked.max(u64::from(index) / 2 + 1);
+            info.pairs_asked
+        };
         let words = format!(
             "the VMM asked for queue pair {asked} of {pairs}: set queues={pairs} (QEMU) or \
              num_queues={} (cloud-hypervisor) for this NIC, or more queue_pairs for this port",

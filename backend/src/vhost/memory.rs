@@ -1,8 +1,9 @@
 //! What of a VMM's shared memory is accepted, judged before anything of it is mapped.
 
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 
-use rustix::fs::{OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fstat, fstatfs};
+use rustix::fs::{OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fstat, fstatfs, major, minor};
 use thiserror::Error;
 
 use super::wire::u64_at;
@@ -38,6 +39,8 @@ pub(super) enum MemoryRefused {
     FileSystem(u64),
     #[error("the VMM's memory region at {0:#x} was not shared for reading and writing: {REMEDY}")]
     ReadOnly(u64),
+    #[error("the VMM has mapped its memory region at {0:#x} for itself alone: {REMEDY}")]
+    Private(u64),
     #[error(
         "the VMM's memory region at {0:#x} is longer than its file: use a memory size that the \
          file (or the huge pages reserved) can hold"
@@ -111,11 +114,12 @@ impl RegionInfo {
     }
 }
 
-/// Judges a region that is to be added to `table`.
+/// Judges a region that process `vmm` wants to add to `table`.
 pub(super) fn check_region(
     table: &[RegionInfo],
     region: &RegionInfo,
     file: impl AsFd,
+    vmm: u32,
 ) -> Result<(), MemoryRefused> {
     region.check_numbers()?;
     if table.len() >= MAX_REGIONS {
@@ -124,7 +128,33 @@ pub(super) fn check_region(
     if let Some(other) = table.iter().find(|other| region.overlaps(other)) {
         return Err(MemoryRefused::Overlap(other.guest, region.guest));
     }
-    check_file(region, file)
+    check_file(region, &file)?;
+    if is_private(vmm, &file) {
+        return Err(MemoryRefused::Private(region.guest));
+    }
+    Ok(())
+}
+
+/// Has the VMM mapped this file for itself alone? Then the file stays empty, whatever the guest
+/// writes, and nothing else would tell: QEMU sends it all the same with share=off. As far as we
+/// can know: not without the right to look, nor across process namespaces.
+fn is_private(vmm: u32, file: impl AsFd) -> bool {
+    let (Ok(stat), Ok(maps)) = (fstat(file), fs::read_to_string(format!("/proc/{vmm}/maps")))
+    else {
+        return false;
+    };
+    let device = format!("{:02x}:{:02x}", major(stat.st_dev), minor(stat.st_dev));
+    let inode = stat.st_ino.to_string();
+    // start-end permissions offset device inode path (proc_pid_maps(5))
+    let mut kinds = maps.lines().filter_map(|line| {
+        let fields: Vec<_> = line.split_ascii_whitespace().take(5).collect();
+        let here =
+            fields.get(3) == Some(&device.as_str()) && fields.get(4) == Some(&inode.as_str());
+        here.then(|| fields[1].ends_with('p'))
+    });
+    kinds
+        .next()
+        .is_some_and(|first| first && kinds.all(|private| private))
 }
 
 /// Judges a dirty log as memory that starts at 0.
@@ -142,10 +172,10 @@ pub(super) fn check_log(size: u64, offset: u64, file: impl AsFd) -> Result<(), M
 fn check_file(region: &RegionInfo, file: impl AsFd) -> Result<(), MemoryRefused> {
     let at = region.guest;
     let unreadable = |_| MemoryRefused::File(at);
-    let fs = fstatfs(&file).map_err(unreadable)?;
-    let page = match fs.f_type as u64 & 0xffff_ffff {
+    let system = fstatfs(&file).map_err(unreadable)?;
+    let page = match system.f_type as u64 & 0xffff_ffff {
         TMPFS_MAGIC => 4096,
-        HUGETLBFS_MAGIC => fs.f_bsize as u64,
+        HUGETLBFS_MAGIC => system.f_bsize as u64,
         _ => return Err(MemoryRefused::FileSystem(at)),
     };
     if fcntl_getfl(&file).map_err(unreadable)? & OFlags::RWMODE != OFlags::RDWR {
@@ -169,7 +199,7 @@ fn check_file(region: &RegionInfo, file: impl AsFd) -> Result<(), MemoryRefused>
 /// Is this an eventfd? Anything else could block whoever writes to it.
 pub(super) fn is_eventfd(fd: impl AsFd) -> bool {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    std::fs::read_link(path).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+    fs::read_link(path).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
 }
 
 #[cfg(test)]
@@ -179,6 +209,7 @@ mod tests {
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use vm_memory::{FileOffset, MmapRegion};
 
     use super::*;
 
@@ -198,6 +229,14 @@ mod tests {
         }
     }
 
+    fn check(
+        table: &[RegionInfo],
+        region: RegionInfo,
+        file: impl AsFd,
+    ) -> Result<(), MemoryRefused> {
+        check_region(table, &region, file, std::process::id())
+    }
+
     #[test]
     fn a_region_survives_encoding() {
         let r = region(0x1000, 0x2000, 0x3000);
@@ -210,46 +249,57 @@ mod tests {
     fn only_shared_memory_of_the_right_size_is_accepted() {
         use MemoryRefused::{Alignment, FileSystem, Overlap, ReadOnly, Short, Wraps};
         let fd = memfd(0x4000);
-        assert_eq!(check_region(&[], &region(0, 0x4000, 0), &fd), Ok(()));
+        assert_eq!(check(&[], region(0, 0x4000, 0), &fd), Ok(()));
+        assert_eq!(check(&[], region(0, 0x4000, 0x1000), &fd), Err(Short(0)));
+        assert_eq!(check(&[], region(0, 0x4001, 0), &fd), Err(Short(0)));
+        assert_eq!(check(&[], region(0, 0x1000, 0x10), &fd), Err(Alignment(0)));
+        assert_eq!(check(&[], region(0, 0, 0), &fd), Err(Wraps(0)));
         assert_eq!(
-            check_region(&[], &region(0, 0x4000, 0x1000), &fd),
-            Err(Short(0))
-        );
-        assert_eq!(check_region(&[], &region(0, 0x4001, 0), &fd), Err(Short(0)));
-        assert_eq!(
-            check_region(&[], &region(0, 0x1000, 0x10), &fd),
-            Err(Alignment(0))
-        );
-        assert_eq!(check_region(&[], &region(0, 0, 0), &fd), Err(Wraps(0)));
-        assert_eq!(
-            check_region(&[], &region(u64::MAX - 5, 10, 0), &fd),
+            check(&[], region(u64::MAX - 5, 10, 0), &fd),
             Err(Wraps(u64::MAX - 5))
         );
         let table = [region(0x1000, 0x1000, 0)];
+        assert_eq!(check(&table, region(0x2000, 0x1000, 0), &fd), Ok(()));
         assert_eq!(
-            check_region(&table, &region(0x2000, 0x1000, 0), &fd),
-            Ok(())
-        );
-        assert_eq!(
-            check_region(&table, &region(0x1fff, 0x1000, 0), &fd),
+            check(&table, region(0x1fff, 0x1000, 0), &fd),
             Err(Overlap(0x1000, 0x1fff))
         );
         let disk = File::open("/proc/self/exe").unwrap();
-        assert_eq!(
-            check_region(&[], &region(0, 0x1000, 0), &disk),
-            Err(FileSystem(0))
-        );
+        assert_eq!(check(&[], region(0, 0x1000, 0), &disk), Err(FileSystem(0)));
         let read_only = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
         assert_eq!(
-            check_region(&[], &region(0, 0x1000, 0), &read_only),
+            check(&[], region(0, 0x1000, 0), &read_only),
             Err(ReadOnly(0))
         );
     }
 
     #[test]
+    fn memory_the_vmm_has_mapped_for_itself_is_told() {
+        let map = |fd: &OwnedFd, flags| {
+            let file = FileOffset::new(fd.try_clone().unwrap().into(), 0);
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            MmapRegion::<()>::build(Some(file), 0x4000, prot, flags).unwrap()
+        };
+        let (fd, other) = (memfd(0x4000), memfd(0x4000));
+        let _other = map(&other, libc::MAP_PRIVATE);
+        assert_eq!(
+            check(&[], region(0, 0x4000, 0), &fd),
+            Ok(()),
+            "not mapped: who knows"
+        );
+        let _private = map(&fd, libc::MAP_PRIVATE);
+        assert_eq!(
+            check(&[], region(0, 0x4000, 0), &fd),
+            Err(MemoryRefused::Private(0))
+        );
+        let _shared = map(&fd, libc::MAP_SHARED);
+        assert_eq!(check(&[], region(0, 0x4000, 0), &fd), Ok(()));
+    }
+
+    #[test]
     fn an_accepted_file_cannot_shrink() {
         let fd = memfd(0x4000);
-        check_region(&[], &region(0, 0x4000, 0), &fd).unwrap();
+        check(&[], region(0, 0x4000, 0), &fd).unwrap();
         assert!(ftruncate(&fd, 0x1000).is_err());
     }
 

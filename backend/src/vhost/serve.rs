@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::socket_peercred;
 
 use super::door::{Door, Ended};
 use super::endpoint::{Shared, thread_name};
 use super::session::Session;
 use super::socket::Gate;
 use super::wire::{Inbox, WireError};
+use crate::sys;
 
 /// How long to wait before trying again to meet a VMM; doubles up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -108,9 +108,9 @@ impl Server {
     /// Serves a VMM to its end.
     fn session(&self, stream: &UnixStream) {
         let name = &self.shared.name;
-        let pid = socket_peercred(stream).map_or(0, |cred| cred.pid.as_raw_nonzero().get());
+        let pid = sys::peer(stream).unwrap_or(0);
         log::info!("port {name}: VMM connected (process {pid})");
-        let session = Arc::new(Session::new(name, Arc::clone(&self.shared.device)));
+        let session = Arc::new(Session::new(name, pid, Arc::clone(&self.shared.device)));
         session.device.connected();
         {
             let mut state = self.shared.state();
@@ -131,17 +131,17 @@ impl Server {
             Ended::Closed => complaint,
             other => Some(other.to_string()),
         };
+        match ended {
+            Ended::Closed => log::info!("port {name}: {ended}"),
+            other => log::warn!("port {name}: session ended: {other}"),
+        }
         let mut state = self.shared.state();
         state.session = None;
         state.waiting = self.gate.waiting_for();
         state.status.unsupported_messages += session.info().unsupported_messages;
-        match error {
-            None => log::info!("port {name}: {ended}"),
-            Some(error) => {
-                log::warn!("port {name}: {ended}");
-                state.waiting = format!("{}; the last session: {error}", state.waiting);
-                state.status.last_error = Some(error);
-            }
+        if let Some(error) = error {
+            state.waiting = format!("{}; the last session: {error}", state.waiting);
+            state.status.last_error = Some(error);
         }
     }
 

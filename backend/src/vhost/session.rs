@@ -59,7 +59,9 @@ pub(super) struct SessionInfo {
     pub(super) rings: Vec<RingInfo>,
     /// What was refused and not put right since.
     pub(super) complaints: BTreeMap<Topic, String>,
-    complained: u64,
+    logged: u64,
+    /// The most queue pairs the VMM has asked for, if that is more than there are.
+    pub(super) pairs_asked: u64,
     pub(super) unsupported_messages: u64,
 }
 
@@ -114,6 +116,8 @@ impl SessionInfo {
 pub(super) struct Session {
     /// The port's name.
     name: String,
+    /// The VMM's process; 0 if it cannot be told.
+    pub(super) vmm: u32,
     pub(super) device: Arc<dyn Device>,
     info: Mutex<SessionInfo>,
     /// The front door is setting up the crate; the VMM has said nothing yet.
@@ -122,10 +126,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(name: &str, device: Arc<dyn Device>) -> Self {
+    pub(super) fn new(name: &str, vmm: u32, device: Arc<dyn Device>) -> Self {
         let rings = vec![RingInfo::default(); 2 * usize::from(device.queue_pairs())];
         Self {
             name: name.into(),
+            vmm,
             device,
             info: Mutex::new(SessionInfo {
                 rings,
@@ -140,11 +145,11 @@ impl Session {
         self.info.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses something, in words; the log gets the first few of a session.
+    /// Refuses something, in words. The log gets what is new of it, and of that a session's first.
     pub(super) fn complain(&self, topic: Topic, words: String) {
         let mut info = self.info();
-        info.complained += 1;
-        if info.complained <= MAX_LOGGED {
+        if !info.complaints.contains_key(&topic) && info.logged < MAX_LOGGED {
+            info.logged += 1;
             log::warn!("port {}: {words}", self.name);
         }
         info.complaints.insert(topic, words);

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Gid, Mode, OFlags, chmodat, chown, fchmod};
@@ -15,7 +16,6 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
     sockopt,
 };
-use rustix::process::getpid;
 
 use super::endpoint::{EndpointError, Source};
 use crate::sys;
@@ -250,7 +250,7 @@ impl Inner {
         let run_dir = rustix::fs::open(run_dir, flags, Mode::empty())?;
         // By way of the descriptor the path is short and valid text, whatever the directory's is.
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (dir, pid) = (run_dir.as_raw_fd(), getpid().as_raw_nonzero());
+        let (dir, pid) = (run_dir.as_raw_fd(), process::id());
         let path = format!("/proc/self/fd/{dir}/.inner-{pid}-{n}");
         let fd = socket(SocketFlags::NONBLOCK)?;
         // The mode of the socket becomes that of its file, so that nobody else can connect.
@@ -275,7 +275,7 @@ impl Inner {
     pub(super) fn accept(self) -> io::Result<UnixStream> {
         loop {
             let (stream, _) = self.listener.accept()?;
-            if sockopt::socket_peercred(&stream)?.pid == getpid() {
+            if sys::peer(&stream)? == process::id() {
                 return Ok(stream);
             }
         }
