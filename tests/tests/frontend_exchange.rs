@@ -353,3 +353,31 @@ fn no_kick_is_lost() -> Result<()> {
     }
     Ok(())
 }
+
+/// As many queue pairs as there can be, each used in both directions.
+#[test]
+fn thirty_two_queue_pairs() -> Result<()> {
+    let rig = Rig::new(&["a,queue_pairs=32", "b"])?;
+    for order in Order::ALL {
+        let config = Config {
+            order,
+            pairs: 32,
+            queue_size: 64,
+            transmit: (4, 2048),
+            ..Config::with(spec::MQ | spec::MRG_RXBUF)
+        };
+        let mut a = rig.nic("a", &config)?;
+        let mut b = rig.nic("b", &Config::default())?;
+        for pair in 0..32 {
+            a.send_on(pair, NetHdr::default(), &numbered(A, B, pair as u64));
+            assert_eq!(number_of(&b.recv().1), pair as u64);
+            b.send_plain(&numbered(B, A, pair as u64));
+            assert_eq!(number_of(&a.recv_any().2), pair as u64);
+        }
+        drop((a, b));
+        rig.wait_disconnected("a")?;
+        rig.wait_disconnected("b")?;
+    }
+    rig.settled()?;
+    Ok(())
+}

@@ -120,3 +120,31 @@ fn bad_regions() -> Result<()> {
     }
     Ok(())
 }
+
+/// As many regions as a VMM can give: 32 in a table, hundreds one by one.
+#[test]
+fn many_regions() -> Result<()> {
+    let rig = Rig::new(&["a", "b"])?;
+    let mut b = rig.nic("b", &Config::default())?;
+    for (order, count) in [(Order::CloudHypervisor, 32), (Order::Qemu10, 300)] {
+        // The first has all that the driver needs; the rest lie apart, of a page each.
+        let mut regions = vec![RegionSpec::new(0, 64 << 20)];
+        regions.extend((1..count).map(|i| RegionSpec::new((1 << 32) + i * 0x4000, 0x1000)));
+        let config = Config {
+            order,
+            regions,
+            buffer_region: Some(0),
+            ..Config::default()
+        };
+        let mut a = rig.nic("a", &config)?;
+        ping(&mut a, &mut b, count);
+        let last = (1 << 32) + (count - 1) * 0x4000;
+        a.send_across(last, &numbered(A, B, 7));
+        assert_eq!(number_of(&b.recv().1), 7, "from the last region");
+        let shown = rig.port("a")?["session"]["memory_regions"].clone();
+        assert_eq!(shown, count);
+        drop(a);
+        rig.wait_disconnected("a")?;
+    }
+    Ok(())
+}

@@ -3,12 +3,13 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Result, ensure};
+use rustix::event::{EventfdFlags, eventfd};
 use tandem_tests::frontend::driver::{Config, Nic};
 use tandem_tests::frontend::frames::{mac, number_of, numbered};
 use tandem_tests::frontend::memory::new_memfd;
 use tandem_tests::frontend::rig::Rig;
 use tandem_tests::frontend::session::{Order, Session};
-use tandem_tests::frontend::wire::{NEED_REPLY, header, request};
+use tandem_tests::frontend::wire::{NEED_REPLY, PATIENCE, header, request};
 
 const A: [u8; 6] = mac(1);
 const B: [u8; 6] = mac(2);
@@ -70,6 +71,21 @@ fn unsupported_requests_are_answered() -> Result<()> {
     Ok(())
 }
 
+/// Says no more, and waits until the back-end has read all and closed its side.
+fn hang_up(session: &mut Session) -> Result<()> {
+    let stream = session.wire().stream().try_clone()?;
+    // It may have closed already.
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut answers = &stream;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let end = std::io::copy(&mut answers, &mut std::io::sink());
+    ensure!(
+        !matches!(&end, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock),
+        "the back-end keeps a connection that has ended"
+    );
+    Ok(())
+}
+
 /// Messages that are no messages end their session at most; the neighbour does not notice.
 #[test]
 fn malformed_messages() -> Result<()> {
@@ -120,7 +136,7 @@ fn malformed_messages() -> Result<()> {
                 let fds = vec![file.as_fd(); descriptors];
                 // The other end may have hung up half way through.
                 let _ = session.wire().send_bytes(bytes, &fds);
-                let _ = session.wire().stream().shutdown(std::net::Shutdown::Write);
+                hang_up(&mut session)?;
                 drop(session);
                 rig.wait_disconnected("a")?;
                 ping(&mut b, &mut c, (100 * i + descriptors) as u64);
@@ -138,4 +154,97 @@ fn malformed_messages() -> Result<()> {
     ping(&mut a, &mut c, 1);
     rig.settled()?;
     Ok(())
+}
+
+/// Numbers from a seed (xorshift), the same on every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// Messages of every kind in any order with nearly sensible contents, before and after a VM runs:
+/// sessions end or go on, the neighbours talk on, and nothing is left behind.
+#[test]
+fn random_messages() -> Result<()> {
+    let mut rig = Rig::new(&["a", "b", "c"])?;
+    let mut b = rig.nic("b", &Config::default())?;
+    let mut c = rig.nic("c", &Config::default())?;
+    let mut random = Random(0x7461_6e64_656d);
+    let config = Config {
+        transmit: (4, 2048),
+        ..Config::default()
+    };
+    let mut before = None;
+    for round in 0..400 {
+        let mut a = rig.nic("a", &config)?;
+        if random.below(2) == 0 {
+            a.session = Some(reconnected(&rig, &mut a)?);
+        }
+        let memfd = new_memfd("x")?;
+        memfd_grow(&memfd)?;
+        let event = eventfd(0, EventfdFlags::NONBLOCK)?;
+        for _ in 0..8 {
+            let code = random.below(46) as u32;
+            let size = random.pick(&[0, 8, 8, 8, 16, 40, 40, 12, 24, 72]);
+            let words = [
+                0,
+                1,
+                2,
+                3,
+                64,
+                256,
+                0x100,
+                0x1000,
+                u64::MAX,
+                1 << 30,
+                1 << 32,
+            ];
+            let mut body = Vec::new();
+            while body.len() < size {
+                body.extend_from_slice(&random.pick(&words).to_le_bytes());
+            }
+            body.truncate(size);
+            let flags = random.pick(&[0, NEED_REPLY]);
+            let fds = [event.as_fd(), memfd.as_fd(), event.as_fd()];
+            let fds = random.pick(&[&fds[..0], &fds[..1], &fds[1..2], &fds[..2]]);
+            // It may have hung up already.
+            let _ = a.session()?.wire().send(code, flags, &body, fds);
+        }
+        hang_up(a.session()?)?;
+        drop(a);
+        rig.wait_disconnected("a")?;
+        ping(&mut b, &mut c, round);
+        if round == 100 {
+            before = Some(rig.holdings()?);
+        }
+    }
+    if let Some(before) = before {
+        rig.back_to(&before)?;
+    }
+    let mut a = rig.nic("a", &config)?;
+    ping(&mut a, &mut c, 1);
+    rig.settled()?;
+    Ok(())
+}
+
+/// Gives the file a size, so that some of the regions offered can be mapped.
+fn memfd_grow(memfd: &std::os::fd::OwnedFd) -> Result<()> {
+    Ok(rustix::fs::ftruncate(memfd, 1 << 20)?)
+}
+
+/// A connection that has negotiated and started nothing.
+fn reconnected(rig: &Rig, a: &mut Nic) -> Result<Session> {
+    a.kill();
+    rig.wait_disconnected("a")?;
+    Session::connect(&rig.socket("a"), Order::Qemu10, 1)
 }
