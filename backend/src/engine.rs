@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::{debug, warn};
 use tandem_uplink::{Now, PortId, Switch};
 
 use crate::config::{PortConfig, SwitchConfig};
@@ -175,7 +175,7 @@ impl Engine for Running {
         }
         let port = core.build(config)?;
         ports.insert(config.name.clone(), port);
-        info!("port {}: added to switch {}", config.name, config.switch);
+        debug!("port {}: on switch {}", config.name, config.switch);
         Ok(())
     }
 
@@ -183,7 +183,6 @@ impl Engine for Running {
         let mut ports = lock(&self.core.ports);
         let port = ports.remove(name).ok_or_else(|| no_such_port(name))?;
         self.core.end(port);
-        info!("port {name}: removed");
         Ok(())
     }
 

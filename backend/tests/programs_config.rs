@@ -286,7 +286,7 @@ const FILES: &[(&str, usize, &[&str])] = &[
     (
         "[port.a]\ntrunk_vlans = \"\"\n",
         2,
-        &["trunk_vlans: ", "missing", "10,20-29"],
+        &["trunk_vlans: ", "is empty", "10,20-29"],
     ),
     (
         "[port.a]\ntrunk_vlans = \"10,4095\"\n",
@@ -296,7 +296,7 @@ const FILES: &[(&str, usize, &[&str])] = &[
     (
         "[port.a]\ntrunk_vlans = \"9-3\"\n",
         2,
-        &["trunk_vlans: ", "9-3 runs backwards"],
+        &["trunk_vlans: ", "9-3 ends before it begins"],
     ),
     (
         "[port.a]\nstorm_limit = -5\n",

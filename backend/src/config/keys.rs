@@ -1,6 +1,7 @@
 //! The table of keys. It drives the file, `--port`, the API and the flags of `tandem port add`.
 
 use serde_json::Value;
+use tandem_uplink::{VlanError, VlanSet};
 
 use super::value::{Bad, flag, listed, name, number, octal, text, vlan};
 use super::{PortConfig, SocketRole, SwitchConfig};
@@ -292,11 +293,14 @@ fn mac(value: &Value) -> Result<tandem_virtio_net::wire::ethernet::MacAddr, Bad>
     Ok(mac)
 }
 
-fn trunk(value: &Value) -> Result<super::VlanList, Bad> {
+fn trunk(value: &Value) -> Result<VlanSet, Bad> {
     let remedy = "write VLANs and ranges from 1 to 4094, such as \"10,20-29\"";
-    listed(value, remedy)?
-        .parse()
-        .map_err(|reason: String| Bad::new(reason, remedy))
+    listed(value, remedy)?.parse().map_err(|e: VlanError| {
+        // The switch says what to do behind a semicolon; here it is said for all.
+        let words = e.to_string();
+        let (reason, _) = words.split_once(';').unwrap_or((&words, ""));
+        Bad::new(reason, remedy)
+    })
 }
 
 #[cfg(test)]

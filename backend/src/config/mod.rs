@@ -11,7 +11,6 @@ mod layer;
 #[cfg(test)]
 mod tests;
 mod value;
-mod vlans;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,13 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 
 pub use build::{build, build_port};
 pub use file::File;
 pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
 pub use layer::{Layer, Overlay, flag_value};
-pub use vlans::VlanList;
 
 use crate::control::Refused;
 
@@ -106,7 +105,8 @@ pub struct PortConfig {
     /// The VLAN of an access port, 1 to 4094.
     pub vlan: Option<u16>,
     /// The VLANs of a trunk port.
-    pub trunk_vlans: Option<VlanList>,
+    #[serde(serialize_with = "display")]
+    pub trunk_vlans: Option<VlanSet>,
     /// The trunk's VLAN that goes untagged; in `trunk_vlans`.
     pub native_vlan: Option<u16>,
     /// Broadcast, multicast and unknown unicast frames accepted each second; 0: no limit.

@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
+use tandem_virtio_net::wire::vlan::MAX_VID;
 
 use super::keys::Kind;
-use super::vlans::VLANS;
 
 /// A value that is not accepted: why, and what to do. No full stops.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub(super) fn vlan(value: &Value) -> Result<u16, Bad> {
             "leave the key out for untagged frames",
         ));
     }
-    Ok(number(value, u64::from(*VLANS.start())..=u64::from(*VLANS.end()))? as u16)
+    Ok(number(value, 1..=u64::from(MAX_VID))? as u16)
 }
 
 /// `true` or `false`.

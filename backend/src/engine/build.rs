@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tandem_uplink::switch::SwitchError;
 use tandem_uplink::{
-    Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, TapError, Vid, VlanPolicy,
+    Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, Vid, VlanPolicy,
 };
 use tandem_virtio_net::Counters;
 
@@ -76,14 +76,7 @@ impl Core {
             self.source(config)?,
             device,
         )
-        .map_err(|e| {
-            Refused::new(
-                RefusedKind::System,
-                e.to_string(),
-                "see the port's socket settings",
-            )
-            .about("socket")
-        })?;
+        .map_err(|e| refused("socket", &e.to_string()))?;
         undo_workers.keep();
         undo_switch.keep();
         let outside = Outside::Guest { port, endpoint };
@@ -128,9 +121,10 @@ impl Core {
         switch: &Arc<Switch>,
         tap: &str,
     ) -> Result<Port, Refused> {
-        let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| tap_refused(&e))?);
+        let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| refused("tap", &e.to_string()))?);
         if let Some(mac) = config.mac {
-            tap.set_mac(mac).map_err(|e| tap_refused(&e))?;
+            tap.set_mac(mac)
+                .map_err(|e| refused("tap", &e.to_string()))?;
         }
         let id = add_to(switch, config, Arc::clone(tap.from_vm()), tap.clone())?;
         let undo_switch = Undo::new(|| {
@@ -169,14 +163,10 @@ impl Core {
     }
 }
 
-fn tap_refused(e: &TapError) -> Refused {
-    let words = e.to_string();
-    // What to do stands behind the last colon of every error but that of the system.
-    let (reason, remedy) = match (e, words.rsplit_once(": ")) {
-        (TapError::Io { .. }, _) | (_, None) => (words.as_str(), "see the kernel's log"),
-        (_, Some(parts)) => parts,
-    };
-    Refused::new(RefusedKind::System, reason, remedy).about("tap")
+/// A refusal from words that say behind their last colon what to do.
+fn refused(key: &str, words: &str) -> Refused {
+    let (reason, remedy) = words.rsplit_once(": ").unwrap_or((words, "see the log"));
+    Refused::new(RefusedKind::System, reason, remedy).about(key)
 }
 
 fn threads(e: &io::Error) -> Refused {
@@ -200,18 +190,14 @@ fn vlan(config: &PortConfig) -> Result<VlanPolicy, Refused> {
     let Some(list) = &config.trunk_vlans else {
         return Ok(VlanPolicy::Untagged);
     };
-    let vlans = list
-        .ranges()
-        .iter()
-        .cloned()
-        .flatten()
-        .filter_map(|v| Vid::new(v).ok())
-        .collect();
     let native = config
         .native_vlan
         .map(|v| vid("native_vlan", v))
         .transpose()?;
-    Ok(VlanPolicy::Trunk { vlans, native })
+    Ok(VlanPolicy::Trunk {
+        vlans: list.clone(),
+        native,
+    })
 }
 
 fn add_to(

@@ -69,8 +69,8 @@ pub enum EndpointError {
     },
     /// The socket cannot be made as asked.
     #[error(
-        "cannot listen at {path}: {source} (its directory must exist and be writable, and changing \
-         the group takes being a member of it or root)"
+        "cannot listen at {path} ({source}): its directory must exist and be writable, and changing \
+         the group takes being a member of it or root"
     )]
     Listen {
         /// The path.
@@ -79,10 +79,10 @@ pub enum EndpointError {
         source: io::Error,
     },
     /// The descriptor handed over is something else.
-    #[error("the descriptor handed over is not a listening unix stream socket")]
+    #[error("the descriptor is not a listening unix stream socket: hand one over that listens")]
     NotListening,
     /// The system does not let us have what a socket takes.
-    #[error("cannot serve a socket: {0}")]
+    #[error("a socket cannot be served ({0}): see the limits on descriptors and threads")]
     Socket(#[source] io::Error),
 }
 

@@ -66,7 +66,7 @@ pub enum TapError {
         mtu: u16,
     },
     /// Something else.
-    #[error("TAP {name}: {what}: {error}")]
+    #[error("TAP {name}: {what} failed ({error}): see the kernel's log")]
     Io {
         /// The device.
         name: String,
