@@ -148,3 +148,39 @@ fn many_regions() -> Result<()> {
     }
     Ok(())
 }
+
+/// The region the rings lie in goes and comes back: the device stands still meanwhile and goes on
+/// where it was.
+#[test]
+fn rings_without_memory() -> Result<()> {
+    for features in [spec::MRG_RXBUF, spec::RING_PACKED] {
+        let rig = Rig::new(&["a", "b"])?;
+        let config = Config {
+            regions: vec![
+                RegionSpec::new(0, 1 << 20),
+                RegionSpec::new(1 << 32, 64 << 20),
+            ],
+            ..Config::with(features)
+        };
+        let mut a = rig.nic("a", &config)?;
+        let mut b = rig.nic("b", &Config::default())?;
+        let ram = a.ram.clone();
+        for round in 0..10 {
+            ping(&mut a, &mut b, 10 * round);
+            a.flush();
+            a.session()?.remove_region(&ram, 0)?;
+            a.session()?.sync()?;
+            a.send_plain(&numbered(A, B, 10 * round + 1));
+            b.send_plain(&numbered(B, A, 10 * round + 2));
+            b.flush();
+            rig.settled()?;
+            assert!(b.try_recv(0).is_none() && a.try_recv(0).is_none());
+            a.session()?.add_region(&ram, 0)?;
+            a.session()?.sync()?;
+            assert_eq!(number_of(&b.recv().1), 10 * round + 1);
+            ping(&mut a, &mut b, 10 * round + 3);
+        }
+        rig.settled()?;
+    }
+    Ok(())
+}
