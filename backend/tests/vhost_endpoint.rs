@@ -130,8 +130,8 @@ fn what_cannot_be_is_refused_in_words() {
     };
     assert!(words(source).contains("there is no group no-such-group"));
     assert!(words(at(&dir.path().join("no/dir.sock"))).contains("its directory must exist"));
-    let pair = OwnedFd::from(UnixStream::pair().unwrap().0);
-    assert!(words(Source::Listener(pair)).contains("not a listening unix stream socket"));
+    let pair = OwnedFd::from(UnixDatagram::pair().unwrap().0);
+    assert!(words(Source::Socket(pair)).contains("not a unix stream socket"));
     assert!(!path.exists());
 }
 
@@ -150,11 +150,28 @@ fn a_listening_socket_can_be_handed_over() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("given.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let endpoint = open(dir.path(), Source::Listener(listener.into())).unwrap();
+    let endpoint = open(dir.path(), Source::Socket(listener.into())).unwrap();
     Vmm::new(UnixStream::connect(&path).unwrap()).hello();
     until(&endpoint, "connected", |s| s.connects == 1);
     drop(endpoint);
     assert!(path.exists(), "it is not ours to remove");
+}
+
+#[test]
+fn a_connection_can_be_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let endpoint = open(dir.path(), Source::Socket(ours.into())).unwrap();
+    let vmm = Vmm::new(theirs);
+    vmm.hello();
+    until(&endpoint, "connected", |s| s.connects == 1);
+    drop(vmm);
+    until(&endpoint, "gone for good", |s| {
+        !s.connected
+            && s.reason
+                .as_ref()
+                .is_some_and(|r| r.contains("handed over is gone"))
+    });
 }
 
 #[test]

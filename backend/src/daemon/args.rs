@@ -37,7 +37,7 @@ pub struct Args {
     /// Serve one VM on this socket, as a vhost-user back-end program; no file is read unless named
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
-    /// The same on an inherited listening socket
+    /// The same on an inherited socket that listens or is connected
     #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
     pub fd: Option<i32>,
     /// Print what this back-end program can do as JSON, and exit

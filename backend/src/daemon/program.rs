@@ -25,7 +25,7 @@ pub(super) fn port(args: &Args) -> Result<Option<PortConfig>, Refused> {
     if let Some(path) = &args.socket_path {
         port.socket = Some(absolute(path, "--socket-path")?);
     } else if let Some(fd) = args.fd {
-        port.socket_fd = Some(Arc::new(listening(fd)?));
+        port.socket_fd = Some(Arc::new(socket(fd)?));
     } else {
         return Ok(None);
     }
@@ -33,18 +33,15 @@ pub(super) fn port(args: &Args) -> Result<Option<PortConfig>, Refused> {
     Ok(Some(port))
 }
 
-fn listening(number: RawFd) -> Result<OwnedFd, Refused> {
+fn socket(number: RawFd) -> Result<OwnedFd, Refused> {
     let invalid = |reason: String| {
-        let remedy = "pass the number of an inherited unix socket that listens";
+        let remedy = "pass the number of an inherited unix socket that listens or is connected";
         Refused::new(RefusedKind::Invalid, reason, remedy).about("--fd")
     };
     let fd = duplicate(number)
         .map_err(|error| invalid(format!("descriptor {number} cannot be used: {error}")))?;
-    match rustix::net::sockopt::socket_acceptconn(&fd) {
-        Ok(true) => Ok(fd),
-        Ok(false) => Err(invalid(format!(
-            "descriptor {number} is a socket that does not listen"
-        ))),
+    match rustix::net::sockopt::socket_type(&fd) {
+        Ok(_) => Ok(fd),
         Err(_) => Err(invalid(format!("descriptor {number} is no socket"))),
     }
 }

@@ -100,7 +100,7 @@ impl Core {
                     "see the limit on descriptors",
                 )
             })?;
-            return Ok(Source::Listener(fd));
+            return Ok(Source::Socket(fd));
         }
         let path = config
             .socket_path(&self.options.run_dir)

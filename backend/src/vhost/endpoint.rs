@@ -31,8 +31,8 @@ pub enum Source {
         /// The VMM's socket, at most 107 bytes.
         path: PathBuf,
     },
-    /// A listening socket that was handed to us.
-    Listener(OwnedFd),
+    /// A socket that was handed to us: one that listens, or the connection to one VMM.
+    Socket(OwnedFd),
 }
 
 /// Why a port's socket could not be had. The words say what to do.
@@ -79,8 +79,11 @@ pub enum EndpointError {
         source: io::Error,
     },
     /// The descriptor handed over is something else.
-    #[error("the descriptor is not a listening unix stream socket: hand one over that listens")]
-    NotListening,
+    #[error(
+        "the descriptor is not a unix stream socket that listens or is connected: hand over one of \
+         those"
+    )]
+    NotASession,
     /// The system does not let us have what a socket takes.
     #[error("a socket cannot be served ({0}): see the limits on descriptors and threads")]
     Socket(#[source] io::Error),

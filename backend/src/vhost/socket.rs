@@ -1,5 +1,6 @@
 //! The sockets a VMM and we meet at, and the private one between the front door and the crate.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -36,6 +37,8 @@ pub(super) enum Gate {
     },
     /// We connect.
     Connecting(PathBuf),
+    /// One VMM, already connected; none after it.
+    Connected(RefCell<Option<UnixStream>>),
 }
 
 /// A socket's file. Dropping this removes it, unless another one is there by now.
@@ -80,18 +83,7 @@ impl Gate {
                 check_length(&path)?;
                 Ok(Self::Connecting(path))
             }
-            Source::Listener(fd) => {
-                let ours = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX)
-                    && sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
-                    && sockopt::socket_acceptconn(&fd) == Ok(true);
-                if !ours {
-                    return Err(EndpointError::NotListening);
-                }
-                Ok(Self::Listening {
-                    listener: nonblocking(fd)?,
-                    file: None,
-                })
-            }
+            Source::Socket(fd) => given(fd),
         }
     }
 
@@ -99,7 +91,7 @@ impl Gate {
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Listening { listener, .. } => Some(listener.as_fd()),
-            Self::Connecting(_) => None,
+            Self::Connecting(_) | Self::Connected(_) => None,
         }
     }
 
@@ -112,6 +104,10 @@ impl Gate {
                 Err(e) => return Err(e),
             },
             Self::Connecting(path) => connect_to(path)?,
+            Self::Connected(stream) => match stream.take() {
+                Some(stream) => stream,
+                None => return Ok(None),
+            },
         };
         stream.set_nonblocking(true)?;
         Ok(Some(stream))
@@ -132,6 +128,11 @@ impl Gate {
                 "no VMM is connected: start one with a vhost-user NIC at the socket handed over"
                     .into()
             }
+            Self::Connected(_) => {
+                "the VMM whose connection was handed over is gone: start the program again with a \
+                 new one"
+                    .into()
+            }
             Self::Connecting(path) => {
                 format!(
                     "no VMM is connected: none listens at {} yet",
@@ -140,6 +141,23 @@ impl Gate {
             }
         }
     }
+}
+
+/// A socket that was handed to us: one to accept VMMs at, or the connection to one.
+fn given(fd: OwnedFd) -> Result<Gate, EndpointError> {
+    let ours = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&fd) == Ok(SocketType::STREAM);
+    let connected = rustix::net::getpeername(&fd).is_ok();
+    if ours && connected {
+        return Ok(Gate::Connected(RefCell::new(Some(UnixStream::from(fd)))));
+    }
+    if !ours || sockopt::socket_acceptconn(&fd) != Ok(true) {
+        return Err(EndpointError::NotASession);
+    }
+    Ok(Gate::Listening {
+        listener: nonblocking(fd)?,
+        file: None,
+    })
 }
 
 fn is_transient(e: &io::Error) -> bool {
