@@ -57,6 +57,7 @@ pub struct Region {
     guest_addr: u64,
     len: u64,
     host: *mut u8,
+    backing: u64,
 }
 
 impl Region {
@@ -70,7 +71,15 @@ impl Region {
             guest_addr,
             len,
             host,
+            backing: 0,
         }
+    }
+
+    /// Says what is behind the mapping's first byte, as a number that another process would find
+    /// for the same memory, and for no other: of the file and the place in it.
+    #[must_use]
+    pub fn backed_by(self, backing: u64) -> Self {
+        Self { backing, ..self }
     }
 }
 
@@ -198,6 +207,14 @@ impl Memory {
     /// Number of regions.
     pub fn regions(&self) -> usize {
         self.regions.len()
+    }
+
+    /// A number for what is behind `addr`, see [`Region::backed_by`]; none if nobody said.
+    pub(crate) fn backing(&self, addr: u64) -> Option<u64> {
+        let at = self.regions.partition_point(|r| r.guest_addr <= addr);
+        let region = self.regions[..at].last()?;
+        within(region, addr, 1)?;
+        (region.backing != 0).then(|| region.backing.wrapping_add(addr - region.guest_addr))
     }
 
     /// The host address of `len` bytes of guest memory, if they lie within one region.

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use crate::memory::{DirtyLog, Memory};
-use crate::ring::{Ring, RingConfig, RingError, SetupError};
+use crate::ring::{Journal, Ring, RingConfig, RingError, SetupError};
 use crate::spec::NetHdr;
 
 /// How a queue tells the VMM to notify the guest. Must not block.
@@ -83,14 +83,25 @@ impl QueueState {
         Ok(true)
     }
 
-    /// Stops the ring. The position where whoever goes on must start; none if it did not run.
+    /// Stops the ring. The position where whoever goes on must start, and is told; none if it did
+    /// not run.
     pub fn stop(&mut self) -> Option<u16> {
         self.broken = None;
         self.held = 0;
-        self.ring.take().map(|r| r.base())
+        let mut ring = self.ring.take()?;
+        ring.forget_position();
+        Some(ring.base())
     }
 
-    /// Ends everything a session set: the ring, its memory, how to call.
+    /// Keeps the position of the running ring in `journal`, or goes on where that says it was.
+    pub fn keep_position(&mut self, journal: Journal) {
+        if let Some(ring) = &mut self.ring {
+            ring.keep_position(&self.memory, journal);
+        }
+    }
+
+    /// Ends everything a session set: the ring, its memory, how to call. Nobody is told where the
+    /// ring was, so its journal keeps that.
     pub fn reset(&mut self) {
         *self = Self::default();
     }

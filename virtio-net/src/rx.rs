@@ -186,7 +186,7 @@ impl RxQueue {
         for &i in frames {
             if self.state.is_broken() {
                 counters.count_drop(DropReason::RingBroken, 1);
-            } else if work.held >= HOLD_BYTES {
+            } else if work.held >= HOLD_BYTES || ring.must_publish() {
                 break;
             } else {
                 self.deliver(ring, batch, usize::from(i), scratch, &mut work);

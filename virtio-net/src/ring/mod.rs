@@ -12,11 +12,13 @@
 //! Nothing is held when a queue stops: what was taken has been used and published, so the one
 //! index that is left says where to go on.
 
+mod journal;
 mod packed;
 mod split;
 #[cfg(test)]
 mod tests;
 
+pub use journal::{JOURNAL_BYTES, Journal};
 pub use packed::PackedRing;
 pub use split::SplitRing;
 
@@ -122,6 +124,21 @@ impl Ring {
         }
     }
 
+    /// Keeps the position in `journal`, if the ring does not tell it by itself, and goes on where
+    /// that says that this very ring was left.
+    pub fn keep_position(&mut self, memory: &Memory, journal: Journal) {
+        if let Ring::Packed(r) = self {
+            r.keep_position(memory, journal);
+        }
+    }
+
+    /// The VMM is told the position: there is none to keep any more.
+    pub fn forget_position(&mut self) {
+        if let Ring::Packed(r) = self {
+            r.forget_position();
+        }
+    }
+
     /// Finds the ring again in new memory, at the position it has.
     pub fn remap(&mut self, config: &RingConfig, memory: &Memory) -> Result<(), SetupError> {
         match self {
@@ -185,6 +202,11 @@ pub(crate) trait Queue {
 
     /// Makes what was staged visible to the driver, at once.
     fn publish(&mut self, memory: &Memory);
+
+    /// Tells whether what is staged must be published before another frame's chains are used.
+    fn must_publish(&self) -> bool {
+        false
+    }
 
     /// Tells whether the driver wants a notification for what was published since last asked.
     fn wants_call(&mut self) -> bool;

@@ -8,14 +8,16 @@
 //!                 ▲                                the ring's end.
 //!            next_avail == next_used between bursts: nothing is held
 //!
-//!  A staged burst becomes visible when the flags of its first descriptor are written, last.
+//!  A staged burst is written when it is published, and becomes visible when the flags of its
+//!  first descriptor are written, last. Its position is kept outside of us, see `journal.rs`.
 //! ```
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
+use super::journal::{Entry, Found, Journal, MAX_STAGED};
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::{Memory, load_descriptor};
+use crate::memory::{MAX_PARTS, Memory, load_descriptor};
 use crate::spec::*;
 
 /// A place in the ring and the wrap counter there.
@@ -63,8 +65,9 @@ pub struct PackedRing {
     size: u16,
     next_avail: Place,
     next_used: Place,
-    /// First staged descriptor and its flags, held back until `publish`.
-    held: Option<(u16, u16)>,
+    /// Used chains that `publish` will write.
+    pub(super) staged: Vec<Entry>,
+    journal: Option<Journal>,
     /// `next_used` when the driver was last asked whether it wants a call; none after a start.
     called: Option<Place>,
     event_idx: bool,
@@ -90,7 +93,8 @@ impl PackedRing {
             size: config.size,
             next_avail: place,
             next_used: place,
-            held: None,
+            staged: Vec::with_capacity(MAX_STAGED),
+            journal: None,
             called: None,
             event_idx: has(config.features, VIRTIO_F_EVENT_IDX),
             in_order: has(config.features, VIRTIO_F_IN_ORDER),
@@ -103,6 +107,47 @@ impl PackedRing {
             });
         }
         Ok(ring)
+    }
+
+    /// Goes on where `journal` says this ring was left, and keeps its position there from now on.
+    /// Without a word about it in the journal the ring stays where it is.
+    pub(super) fn keep_position(&mut self, memory: &Memory, journal: Journal) {
+        let key = memory
+            .backing(self.desc_addr)
+            .map_or(0, |b| b ^ u64::from(self.size) << 48);
+        let mut last = self.next_used.base();
+        if let Some(found) = journal.find(key, self.size)
+            && self.agrees(&found)
+        {
+            // The first entry becomes visible last: as long as it is not, nothing was taken up.
+            let first = found.entries.first().map(|e| Place::from_base(e.place));
+            if first.is_some_and(|place| self.available(place)) {
+                self.write_all(memory, &found.entries);
+            }
+            last = found.last;
+            self.next_used = Place::from_base(found.next);
+            self.next_avail = self.next_used;
+        }
+        journal.open(key, self.next_used.base(), last);
+        self.journal = Some(journal);
+    }
+
+    /// Tells whether the ring can be the one the journal is about, and is not a new one at the
+    /// same place: the chain used last is still marked as used, or made available a lap later.
+    fn agrees(&self, found: &Found) -> bool {
+        let last = Place::from_base(found.last);
+        if !found.entries.is_empty() || found.next == found.last {
+            return true;
+        }
+        let flags = self.flags(last.index).load(Ordering::Acquire);
+        (flags & PACKED_F_USED != 0) == last.wrap
+    }
+
+    /// The ring is stopped in good order: the VMM is told its position.
+    pub(super) fn forget_position(&mut self) {
+        if let Some(journal) = &self.journal {
+            journal.clear();
+        }
     }
 
     pub(super) fn remap(&mut self, config: &RingConfig, memory: &Memory) -> Result<(), SetupError> {
@@ -168,31 +213,53 @@ impl PackedRing {
         unsafe { read(self.desc.cast::<u8>(), index.into()) }
     }
 
-    /// Writes `len` and `id` of a used descriptor; its flags now, or at `publish` if it is the
-    /// first of the burst.
+    /// Writes used chains to the ring, the flags of the first one last.
+    pub(super) fn write_all(&self, memory: &Memory, entries: &[Entry]) {
+        let Some((first, rest)) = entries.split_first() else {
+            return;
+        };
+        self.write_id(memory, first);
+        for entry in rest {
+            self.write_id(memory, entry);
+            self.write_flags(memory, entry);
+        }
+        self.write_flags(memory, first);
+    }
+
     #[inline]
-    fn write_used(&mut self, memory: &Memory, id: u16, written: u32) {
-        let Place { index, wrap } = self.next_used;
-        let mut flags = if wrap {
+    pub(super) fn write_id(&self, memory: &Memory, entry: &Entry) {
+        let index = Place::from_base(entry.place).index;
+        debug_assert!(index < self.size);
+        // SAFETY: as in `flags`; the driver does not read these before it sees the flags.
+        unsafe {
+            let d = self.desc.add(usize::from(index));
+            (&raw mut (*d).len).write_volatile(entry.len);
+            (&raw mut (*d).id).write_volatile(entry.id);
+        }
+        memory.mark(self.desc_addr + 16 * u64::from(index), 16);
+    }
+
+    #[inline]
+    pub(super) fn write_flags(&self, memory: &Memory, entry: &Entry) {
+        let Place { index, wrap } = Place::from_base(entry.place);
+        let used = if wrap {
             PACKED_F_AVAIL | PACKED_F_USED
         } else {
             0
         };
-        if written != 0 {
-            flags |= DESC_F_WRITE;
-        }
-        // SAFETY: as in `flags`; the driver does not read these before it sees the flags.
-        unsafe {
-            let d = self.desc.add(usize::from(index));
-            (&raw mut (*d).len).write_volatile(written);
-            (&raw mut (*d).id).write_volatile(id);
-        }
-        if self.held.is_none() {
-            self.held = Some((index, flags));
-        } else {
-            self.flags(index).store(flags, Ordering::Release);
-        }
+        let written = if entry.len != 0 { DESC_F_WRITE } else { 0 };
+        self.flags(index).store(used | written, Ordering::Release);
         memory.mark(self.desc_addr + 16 * u64::from(index), 16);
+    }
+
+    #[inline]
+    fn stage(&mut self, id: u16, len: u32) {
+        debug_assert!(self.staged.len() < MAX_STAGED);
+        self.staged.push(Entry {
+            place: self.next_used.base(),
+            id,
+            len,
+        });
     }
 
     fn walk_indirect(
@@ -287,8 +354,8 @@ impl Queue for PackedRing {
     }
 
     #[inline]
-    fn use_one(&mut self, memory: &Memory, taken: Taken, written: u32) {
-        self.write_used(memory, taken.id, written);
+    fn use_one(&mut self, _memory: &Memory, taken: Taken, written: u32) {
+        self.stage(taken.id, written);
         self.next_used.advance(taken.slots, self.size);
     }
 
@@ -297,7 +364,7 @@ impl Queue for PackedRing {
         if self.in_order {
             // One descriptor with the last buffer's id stands for the whole batch (2.8.8).
             if let Some(last) = taken.last() {
-                self.write_used(memory, last.id, 0);
+                self.stage(last.id, 0);
             }
             for t in taken {
                 self.next_used.advance(t.slots, self.size);
@@ -311,10 +378,23 @@ impl Queue for PackedRing {
 
     #[inline]
     fn publish(&mut self, memory: &Memory) {
-        if let Some((index, flags)) = self.held.take() {
-            self.flags(index).store(flags, Ordering::Release);
-            memory.mark(self.desc_addr + 16 * u64::from(index), 16);
+        if self.staged.is_empty() {
+            return;
         }
+        if let Some(journal) = &self.journal {
+            let next = self.next_used.base();
+            journal.begin(&self.staged, next);
+            self.write_all(memory, &self.staged);
+            journal.end(&self.staged, next);
+        } else {
+            self.write_all(memory, &self.staged);
+        }
+        self.staged.clear();
+    }
+
+    #[inline]
+    fn must_publish(&self) -> bool {
+        self.staged.len() + MAX_PARTS > MAX_STAGED
     }
 
     #[inline]

@@ -29,7 +29,7 @@ impl Guest {
         let log = Arc::new(AtomicU8::new(0));
         let host = words.as_ptr().cast_mut().cast::<u8>();
         // SAFETY: the words live as long as the memory's `keep`.
-        let region = unsafe { Region::new(0, 4096 * PAGES as u64, host) };
+        let region = unsafe { Region::new(0, 4096 * PAGES as u64, host) }.backed_by(7);
         let keep = Arc::clone(&words);
         let mut memory = Memory::new(vec![region], Arc::default(), keep).unwrap();
         // SAFETY: the one byte lives as long as the log's `keep`.
@@ -100,8 +100,9 @@ fn a_packed_burst_is_seen_only_when_its_first_descriptor_is() {
         assert_eq!((taken.id, taken.slots), (10 + i, 1));
         ring.use_one(&g.memory, taken, 7);
     }
-    assert_eq!(g.u16(14), DESC_F_WRITE | PACKED_F_AVAIL, "not yet");
-    assert_eq!(g.u16(16 + 14), DESC_F_WRITE | USED);
+    for i in 0..3 {
+        assert_eq!(g.u16(16 * i + 14), DESC_F_WRITE | PACKED_F_AVAIL, "not yet");
+    }
     g.marked();
     ring.publish(&g.memory);
     assert_eq!(g.u16(14), DESC_F_WRITE | USED);
@@ -230,4 +231,119 @@ fn every_wish_for_kicks_is_marked() {
             assert_eq!(g.marked(), 1 << 2);
         }
     }
+}
+
+/// A record that outlives the rings that use it.
+fn record() -> Arc<Vec<AtomicU64>> {
+    Arc::new((0..JOURNAL_BYTES / 8).map(|_| AtomicU64::new(0)).collect())
+}
+
+fn journal(record: &Arc<Vec<AtomicU64>>) -> Journal {
+    let words = record.as_ptr().cast_mut().cast::<u8>();
+    // SAFETY: the record has JOURNAL_BYTES and lives as long as `keep`; rings use it in turn.
+    unsafe { Journal::new(words, Arc::clone(record) as Arc<_>) }
+}
+
+/// The ring as it is started after a crash: the VMM repeats where it once was.
+fn restarted(g: &Guest, record: &Arc<Vec<AtomicU64>>) -> PackedRing {
+    let mut ring = g.packed_ring(0);
+    ring.keep_position(&g.memory, journal(record));
+    ring
+}
+
+/// Uses `n` chains of the ring.
+fn use_some(g: &Guest, ring: &mut PackedRing, n: u16) {
+    for _ in 0..n {
+        let taken = ring.take(&g.memory, |_, _, _| {}).unwrap().unwrap();
+        ring.use_one(&g.memory, taken, 9);
+    }
+}
+
+#[test]
+fn a_packed_ring_goes_on_where_it_was_left_without_a_word() {
+    let (g, record) = (Guest::new(), record());
+    let mut ring = restarted(&g, &record);
+    assert_eq!(ring.base(), 0x8000, "nothing is known yet");
+    (0..4).for_each(|i| g.packed(i, i, DESC_F_WRITE));
+    use_some(&g, &mut ring, 3);
+    ring.publish(&g.memory);
+    drop(ring);
+    let mut ring = restarted(&g, &record);
+    assert_eq!(ring.base(), 0x8003);
+    use_some(&g, &mut ring, 1);
+    ring.publish(&g.memory);
+    assert_eq!(restarted(&g, &record).base(), 0, "a lap later");
+}
+
+#[test]
+fn a_burst_that_was_cut_off_is_finished() {
+    for written in 0..3 {
+        let (g, record) = (Guest::new(), record());
+        let mut ring = restarted(&g, &record);
+        (0..4).for_each(|i| g.packed(i, i, DESC_F_WRITE));
+        use_some(&g, &mut ring, 3);
+        let (staged, next) = (ring.staged.clone(), ring.base());
+        journal(&record).begin(&staged, next);
+        // The process dies when it has written this many of all but the first.
+        staged[1..].iter().take(written).for_each(|e| {
+            ring.write_id(&g.memory, e);
+            ring.write_flags(&g.memory, e);
+        });
+        drop(ring);
+        let ring = restarted(&g, &record);
+        assert_eq!(ring.base(), 0x8003);
+        for i in 0..3 {
+            assert_eq!(g.u16(16 * i + 14), DESC_F_WRITE | USED, "{written}: {i}");
+            assert_eq!(g.bytes(16 * i + 8)[..6], [9, 0, 0, 0, i as u8, 0]);
+        }
+    }
+}
+
+#[test]
+fn what_the_driver_has_taken_up_is_not_written_again() {
+    let (g, record) = (Guest::new(), record());
+    let mut ring = restarted(&g, &record);
+    (0..2).for_each(|i| g.packed(i, i, DESC_F_WRITE));
+    use_some(&g, &mut ring, 2);
+    let (staged, next) = (ring.staged.clone(), ring.base());
+    journal(&record).begin(&staged, next);
+    ring.write_all(&g.memory, &staged);
+    drop(ring); // it dies before the journal is told
+    let later = DESC_F_WRITE | PACKED_F_USED; // available in the second lap
+    g.set_u16(16 + 12, 77);
+    g.set_u16(16 + 14, later);
+    assert_eq!(restarted(&g, &record).base(), 0x8002);
+    assert_eq!((g.u16(16 + 12), g.u16(16 + 14)), (77, later));
+}
+
+#[test]
+fn a_journal_of_another_ring_says_nothing() {
+    let (g, record) = (Guest::new(), record());
+    let mut ring = restarted(&g, &record);
+    (0..3).for_each(|i| g.packed(i, i, DESC_F_WRITE));
+    use_some(&g, &mut ring, 2);
+    ring.publish(&g.memory);
+    drop(ring);
+    let fresh = Guest::new();
+    assert_eq!(
+        restarted(&fresh, &record).base(),
+        0x8000,
+        "made anew, empty"
+    );
+
+    let record = self::record();
+    let mut ring = restarted(&g, &record);
+    use_some(&g, &mut ring, 0);
+    let (g, mut ring) = (Guest::new(), ring);
+    (0..3).for_each(|i| g.packed(i, i, DESC_F_WRITE));
+    ring.remap(&Guest::config(0), &g.memory).unwrap();
+    use_some(&g, &mut ring, 2);
+    ring.publish(&g.memory);
+    ring.forget_position();
+    drop(ring);
+    assert_eq!(
+        restarted(&g, &record).base(),
+        0x8000,
+        "stopped in good order"
+    );
 }
