@@ -8,19 +8,22 @@ use std::fs::File;
 use std::hash::BuildHasher;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
+use log::warn;
 use tandem_uplink::{Forwarder, Now, Outlet};
 use tandem_virtio_net::memory::{DirtyLog, Memory};
 use tandem_virtio_net::queue::Stopped;
-use tandem_virtio_net::ring::{RingConfig, SetupError};
+use tandem_virtio_net::ring::{Journal, RingConfig, SetupError};
 use tandem_virtio_net::spec::*;
 use tandem_virtio_net::wire::parse;
 use tandem_virtio_net::{BURST, Batch, Call, Counters, RxQueue, Scratch, TxQueue};
 
+use crate::sys::JournalFile;
 use crate::vhost::Device;
 use crate::worker::Wake;
 
@@ -231,6 +234,8 @@ pub struct GuestPortConfig {
     pub mtu: u16,
     /// The guest pairs this NIC with a VF: it must not announce by itself.
     pub failover: bool,
+    /// Where the positions of packed rings are kept; nowhere: a restart loses them.
+    pub journal: Option<PathBuf>,
 }
 
 /// A VM's NIC on the switch.
@@ -248,6 +253,7 @@ pub struct GuestPort {
     segmented_frames: AtomicU64,
     segments: AtomicU64,
     hash: SeedableRandomState,
+    journal: Mutex<Option<JournalFile>>,
 }
 
 impl GuestPort {
@@ -266,6 +272,7 @@ impl GuestPort {
             segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
             hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
+            journal: Mutex::default(),
         }
     }
 
@@ -283,6 +290,32 @@ impl GuestPort {
     pub fn segmented(&self) -> (u64, u64) {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         (load(&self.segmented_frames), load(&self.segments))
+    }
+
+    /// The journal for a ring that is about to start, if it needs one.
+    fn journal(&self, ring: u16, config: &RingConfig) -> Option<Journal> {
+        let path = self.config.journal.as_ref()?;
+        if !has(config.features, VIRTIO_F_RING_PACKED) {
+            return None;
+        }
+        let mut file = lock(&self.journal);
+        if file.is_none() {
+            match JournalFile::open(path, 2 * self.pairs.len()) {
+                Ok(opened) => *file = Some(opened),
+                Err(e) => {
+                    let (name, path) = (&self.config.name, path.display());
+                    warn!("port {name}: {path}: {e}; its packed rings will not survive a restart");
+                }
+            }
+        }
+        file.as_ref()?.record(ring)
+    }
+
+    /// Removes the file in which positions are kept: no VMM will come back to them.
+    pub fn forget_positions(&self) {
+        if let Some(path) = &self.config.journal {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Has a page of the VM's memory gone missing?
@@ -441,8 +474,6 @@ impl Device for GuestPort {
 
     fn disconnected(&self) {
         for (i, pair) in self.pairs.iter().enumerate() {
-            let _ = self.stop_ring(2 * i as u16);
-            let _ = self.stop_ring(2 * i as u16 + 1);
             self.set_kick(2 * i as u16 + 1, None);
             lock(&pair.tx).queue.reset();
             lock(&pair.rx).reset();
@@ -477,12 +508,15 @@ impl Device for GuestPort {
         let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
             return Ok(());
         };
+        let journal = self.journal(ring, &config);
         if ring.is_multiple_of(2) {
-            lock(&pair.rx).start(&config, base)?;
+            let mut rx = lock(&pair.rx);
+            rx.start(&config, base)?;
+            journal.into_iter().for_each(|j| rx.keep_position(j));
         } else {
-            lock(&pair.tx)
-                .queue
-                .start(&config, base, Some(self.config.mtu))?;
+            let queue = &mut lock(&pair.tx).queue;
+            queue.start(&config, base, Some(self.config.mtu))?;
+            journal.into_iter().for_each(|j| queue.keep_position(j));
             pair.wake();
         }
         self.refresh(usize::from(ring / 2));

@@ -13,11 +13,13 @@ use std::ffi::{CString, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tandem_virtio_net::memory::{DirtyLog, Fault, Memory, MemoryError, Region};
+use tandem_virtio_net::ring::{JOURNAL_BYTES, Journal};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Mappings that can be watched at once: a VM has a few, or up to 509 if its memory is hot-plugged.
@@ -216,7 +218,8 @@ pub(crate) fn guest_memory(memory: Arc<GuestMemoryMmap>, fault: &Arc<Fault>) -> 
         watches.push(Watch::new(host.addr(), page_round(len as usize), fault)?);
         // SAFETY: the crate has mapped `len` bytes readable and writable at `host`, and `keep`
         // below holds that mapping.
-        regions.push(unsafe { Region::new(region.start_addr().raw_value(), len, host) });
+        let region_here = unsafe { Region::new(region.start_addr().raw_value(), len, host) };
+        regions.push(region_here.backed_by(backing(region.file_offset())));
     }
     let keep: Arc<dyn Any + Send + Sync> = Arc::new(Mapped {
         _watches: watches,
@@ -226,13 +229,78 @@ pub(crate) fn guest_memory(memory: Arc<GuestMemoryMmap>, fault: &Arc<Fault>) -> 
         .map_err(|e: MemoryError| io::Error::new(io::ErrorKind::InvalidInput, e))
 }
 
+/// A number for the first byte of a region: the file, which no other has while it exists, and the
+/// place in it. It is the same for whoever maps the same memory. 0: not known.
+fn backing(file: Option<&vm_memory::FileOffset>) -> u64 {
+    let Some(file) = file else { return 0 };
+    let Ok(stat) = rustix::fs::fstat(file.file()) else {
+        return 0;
+    };
+    let name = stat.st_ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stat.st_dev.rotate_left(32);
+    name.wrapping_add(file.start()) | 1 << 63
+}
+
+/// The journals of a port's rings, in a file that outlives the process.
+pub(crate) struct JournalFile {
+    map: Arc<Unmap>,
+    rings: usize,
+}
+
+impl JournalFile {
+    /// Opens the file at `path`, or makes it, with a record for each of `rings` rings.
+    ///
+    /// # Errors
+    /// Those of opening, sizing and mapping a file.
+    pub(crate) fn open(path: &Path, rings: usize) -> io::Result<Self> {
+        let mut options = std::fs::OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = std::os::unix::fs::OpenOptionsExt::mode(options, 0o600).open(path)?;
+        let len = rings * JOURNAL_BYTES;
+        if file.metadata()?.len() != len as u64 {
+            // Made for another number of rings: what it says is of no use.
+            file.set_len(0)?;
+            file.set_len(len as u64)?;
+        }
+        let map = Arc::new(map_shared(&file, 0, len)?);
+        Ok(Self { map, rings })
+    }
+
+    /// The record of a ring. It must not be in use: the ring that had it is gone.
+    pub(crate) fn record(&self, ring: u16) -> Option<Journal> {
+        let at = usize::from(ring);
+        (at < self.rings).then(|| {
+            let words = ptr::with_exposed_provenance_mut(self.map.start + at * JOURNAL_BYTES);
+            // SAFETY: the record is inside the mapping, which `keep` keeps; the caller says that
+            // no other ring uses it. The file is ours alone: nobody truncates it.
+            unsafe { Journal::new(words, Arc::clone(&self.map) as Arc<_>) }
+        })
+    }
+}
+
+/// Maps `len` bytes of a file, readable, writable and shared.
+fn map_shared(file: impl AsFd, offset: u64, len: usize) -> io::Result<Unmap> {
+    let file = file.as_fd().as_raw_fd();
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let map = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file, offset) };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Unmap {
+        start: map.expose_provenance(),
+        len,
+    })
+}
+
 /// A mapped dirty log.
 struct LogMap {
+    /// Ends before the mapping does: fields drop in order.
     _watch: Watch,
     unmap: Unmap,
 }
 
-/// Unmaps when dropped; after the watch, because fields drop in order.
+/// Unmaps when dropped.
 struct Unmap {
     start: usize,
     len: usize,
@@ -240,8 +308,7 @@ struct Unmap {
 
 impl Drop for Unmap {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map_log` and only its `LogMap` refers to it; whoever
-        // uses the log holds that.
+        // SAFETY: the range was mapped by `map_shared`, and whoever uses it holds this.
         unsafe { libc::munmap(ptr::without_provenance_mut(self.start), self.len) };
     }
 }
@@ -256,28 +323,17 @@ pub(crate) fn map_log(
     len: u64,
     fault: &Arc<Fault>,
 ) -> io::Result<DirtyLog> {
-    let (file, len) = (
-        file.as_fd().as_raw_fd(),
-        usize::try_from(len).map_err(io::Error::other)?,
-    );
-    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let map = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file, offset) };
-    if map == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let unmap = Unmap {
-        start: map.addr(),
-        len,
-    };
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    let unmap = map_shared(file, offset, len)?;
+    let start = unmap.start;
     let keep = Arc::new(LogMap {
-        _watch: Watch::new(map.addr(), page_round(len), fault)?,
+        _watch: Watch::new(start, page_round(len), fault)?,
         unmap,
     });
     debug_assert_eq!(keep.unmap.len, len);
+    let map = ptr::with_exposed_provenance_mut(start);
     // SAFETY: `len` bytes are mapped writable at `map` while `keep` lives.
-    Ok(unsafe { DirtyLog::new(map.cast(), len, keep) })
+    Ok(unsafe { DirtyLog::new(map, len, keep) })
 }
 
 /// Rounds up to whole pages. Huge pages are whole already: other sizes of them are not accepted.

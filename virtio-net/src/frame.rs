@@ -295,7 +295,7 @@ impl Batch {
     /// Adds a buffer to the frame that was started.
     #[inline]
     pub(crate) fn piece(&mut self, f: &mut FrameStart, memory: &Memory, addr: u64, len: u32) {
-        if self.segments.len() - f.segment == MAX_SEGMENTS {
+        if self.segments.len() - f.segment >= MAX_SEGMENTS {
             f.error = Some(DropReason::TooManyBuffers);
         } else if len != 0 && !self.segments.push(memory, addr, len) {
             f.error = Some(DropReason::BadBuffer);

@@ -233,6 +233,33 @@ impl Memory {
         }
     }
 
+    /// Shows the pieces of a range that lies across regions, which a guest does not know of: guest
+    /// address, host address, bytes. False: a part is in no region, or `each` said so.
+    #[cold]
+    fn across(
+        &self,
+        mut addr: u64,
+        mut len: u32,
+        mut each: impl FnMut(u64, *mut u8, u32) -> bool,
+    ) -> bool {
+        while len > 0 {
+            let at = self.regions.partition_point(|r| r.guest_addr <= addr);
+            let Some(region) = self.regions[..at].last() else {
+                return false;
+            };
+            // No overflow: `new` has checked that regions end within the address space.
+            let left = (region.guest_addr + region.len).saturating_sub(addr);
+            let n = left.min(u64::from(len));
+            match within(region, addr, n) {
+                Some(host) if n > 0 && each(addr, host, n as u32) => {}
+                _ => return false,
+            }
+            addr += n;
+            len -= n as u32;
+        }
+        true
+    }
+
     #[cold]
     fn host_slow(&self, addr: u64, len: u64) -> Option<*mut u8> {
         let at = self
@@ -337,11 +364,19 @@ impl Segments {
                 .as_ref()
                 .is_some_and(|k| Arc::ptr_eq(k, &memory.keep))
         );
-        let Some(host) = memory.host(addr, u64::from(len)) else {
-            return false;
-        };
-        self.segments.push(Segment { host, own: 0, len });
-        true
+        match memory.host(addr, u64::from(len)) {
+            Some(host) => {
+                self.segments.push(Segment { host, own: 0, len });
+                true
+            }
+            None => memory.across(addr, len, |_, host, len| {
+                let room = self.has_room(1);
+                if room {
+                    self.segments.push(Segment { host, own: 0, len });
+                }
+                room
+            }),
+        }
     }
 
     /// The unused own bytes, to read a frame into.
@@ -468,11 +503,18 @@ impl Scatter {
         if self.is_full() {
             return false;
         }
-        let Some(host) = memory.host(addr, u64::from(len)) else {
-            return false;
-        };
-        self.parts.push(Part { addr, host, len });
-        self.bytes += u64::from(len);
+        match memory.host(addr, u64::from(len)) {
+            Some(host) => self.add(Part { addr, host, len }),
+            None => memory.across(addr, len, |addr, host, len| {
+                !self.is_full() && self.add(Part { addr, host, len })
+            }),
+        }
+    }
+
+    #[inline]
+    fn add(&mut self, part: Part) -> bool {
+        self.bytes += u64::from(part.len);
+        self.parts.push(part);
         true
     }
 
@@ -593,6 +635,31 @@ mod tests {
         assert!(m.host(u64::MAX, 2).is_none());
         assert!(m.host(0x1000, u64::MAX).is_none());
         assert!(Memory::empty().host(0, 0).is_none());
+    }
+
+    #[test]
+    fn a_range_across_regions_comes_in_pieces() {
+        let m = memory(&[(0x1000, 0x1000), (0x2000, 0x1000), (0x4000, 0x1000)]).unwrap();
+        let mut seen = Vec::new();
+        let mut pieces = |addr, len| {
+            seen.clear();
+            let all = m.across(addr, len, |addr, _, n| {
+                seen.push((addr, n));
+                true
+            });
+            all.then(|| seen.clone())
+        };
+        assert_eq!(
+            pieces(0x1ff0, 0x20),
+            Some(vec![(0x1ff0, 0x10), (0x2000, 0x10)])
+        );
+        assert_eq!(pieces(0x2ff0, 0x20), None, "there is a hole");
+        assert_eq!(pieces(0x4ff0, 0x20), None);
+        assert_eq!(pieces(0xff0, 0x20), None);
+        assert!(
+            !m.across(0x1ff0, 0x20, |addr, _, _| addr < 0x2000),
+            "told to stop"
+        );
     }
 
     #[test]

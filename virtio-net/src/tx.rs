@@ -10,6 +10,7 @@ use crate::offload::{self, HeaderError};
 use crate::queue::{Call, QueueState};
 use crate::ring::{Queue, Ring, RingConfig, RingError, SetupError, Taken};
 use crate::spec::*;
+use crate::wire::parse;
 
 /// Bytes a frame may be longer than the MTU: addresses, type and one tag.
 const L2_BYTES: usize = 14 + 4;
@@ -181,23 +182,25 @@ impl TxQueue {
             return Err(DropReason::BadVnetHeader);
         }
         let len = batch.frame_len(i);
-        let unit = if hdr.gso_type == NET_HDR_GSO_NONE {
-            len
-        } else {
-            usize::from(hdr.gso_size)
+        batch.set_hdr(i, hdr);
+        let parsed = loop {
+            let parsed = parse(batch.head(i), len);
+            match offload::validate_parsed(&hdr, &parsed, len) {
+                Ok(()) => break parsed,
+                Err(HeaderError::HeadTooShort { need }) if batch.pull_up(i, need) => {}
+                Err(HeaderError::HeadTooShort { .. }) => return Err(DropReason::HeadersTooLong),
+                Err(_) => return Err(DropReason::BadVnetHeader),
+            }
+        };
+        // Of a segment offload each segment must fit, with the headers it gets.
+        let unit = match hdr.gso_type {
+            NET_HDR_GSO_NONE => len,
+            _ => usize::from(parsed.payload) + usize::from(hdr.gso_size),
         };
         if unit > self.max_frame {
             return Err(DropReason::MtuExceeded);
         }
-        batch.set_hdr(i, hdr);
-        loop {
-            return match offload::validate(&hdr, batch.head(i), len) {
-                Ok(()) => Ok(()),
-                Err(HeaderError::HeadTooShort { need }) if batch.pull_up(i, need) => continue,
-                Err(HeaderError::HeadTooShort { .. }) => Err(DropReason::HeadersTooLong),
-                Err(_) => Err(DropReason::BadVnetHeader),
-            };
-        }
+        Ok(())
     }
 
     /// Gives all drained buffers back to the guest, at once. Whom to call after unlocking.

@@ -58,6 +58,7 @@ impl Core {
             queue_pairs: config.queue_pairs,
             mtu: config.mtu,
             failover: config.failover,
+            journal: Some(self.options.run_dir.join(format!("{}.rings", config.name))),
         }));
         let outlet: Arc<dyn Outlet> = port.clone();
         let id = add_to(switch, config, Arc::clone(&port.from_vm), outlet)?;
@@ -154,7 +155,11 @@ impl Core {
                 port: guest,
                 endpoint,
             } => {
+                let connected = endpoint.status().connected;
                 drop(endpoint);
+                if !connected {
+                    guest.forget_positions();
+                }
                 self.workers.remove_port(&port.config.vm, &guest);
             }
             Outside::Host { thread, .. } => drop(thread),
