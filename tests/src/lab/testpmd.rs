@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 const PROMPT: &str = "testpmd> ";
+/// For the testpmds of one test, with as much again to spare, in pages of 2 MiB.
+const ENOUGH_HUGE_PAGES: usize = 256;
 
 /// A testpmd to be: one virtio-user port.
 #[derive(Clone, Debug)]
@@ -67,17 +69,19 @@ impl TestpmdConfig {
         } = self;
         let socket = self.socket.display();
         let mut line: Vec<String> = format!(
-            "--lcores 0@0,1@{core} --no-pci --no-shconf --no-telemetry --file-prefix {name} \
+            "--lcores 0@0,1@{core} --no-pci --no-telemetry --file-prefix {name} \
              --log-level lib.eal:warning"
         )
         .split_whitespace()
         .map(str::to_string)
         .collect();
-        if huge_pages_free() >= 128 {
-            line.extend(["-m".into(), "128".into(), "--single-file-segments".into()]);
+        // One file for all memory, which is what a vhost-user back-end can be given.
+        let memory = if huge_pages_free() >= ENOUGH_HUGE_PAGES {
+            "--in-memory --single-file-segments -m 128"
         } else {
-            line.extend(["--no-huge".into(), "-m".into(), "256".into()]);
-        }
+            "--no-shconf --no-huge -m 256"
+        };
+        line.extend(memory.split(' ').map(str::to_string));
         line.push(format!(
             "--vdev=net_virtio_user0,path={socket},mac={mac},queues={pairs},queue_size=256{device}"
         ));
