@@ -2,9 +2,11 @@
 //!
 //! Changes are serialised by the lock on the ports and are made whole or not at all. A `control`
 //! thread looks after what needs no speed: once a second it ages addresses, ends the sessions of
-//! VMs whose memory is gone, and gives back the memory of quiet ports.
+//! VMs whose memory is gone, and gives back the memory of quiet ports. A `bells` thread frees
+//! threads that a VMM has made wait; it takes no lock that those may hold.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, Weak};
@@ -14,6 +16,7 @@ use std::time::Duration;
 use log::{debug, warn};
 use tandem_uplink::{Now, PortId, Switch};
 
+use crate::bell;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
 use crate::port::{GuestPort, lock};
@@ -28,7 +31,6 @@ use build::Outside;
 
 /// How often the `control` thread looks around.
 const TICK: Duration = Duration::from_secs(1);
-
 /// What the switch is started with.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -50,6 +52,8 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         .iter()
         .map(|(name, config)| (name.clone(), Arc::new(build::switch(name, config))))
         .collect();
+    crate::sys::install_interrupt()
+        .map_err(|e| Refused::new(RefusedKind::System, e.to_string(), "see the kernel's log"))?;
     let workers = Workers::new(options.cpus.clone());
     let core = Arc::new(Core {
         options,
@@ -57,38 +61,62 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         workers,
         ports: Mutex::default(),
     });
-    let (stop, stopped) = mpsc::channel();
     let watched = Arc::downgrade(&core);
-    let thread = std::thread::Builder::new()
-        .name("control".to_owned())
-        .spawn(move || look_after(&watched, &stopped))
-        .map_err(|e| {
-            Refused::new(
-                RefusedKind::System,
-                e.to_string(),
-                "see the limits on threads",
-            )
-        })?;
-    Ok(Arc::new(Running {
-        core,
-        stop: Some(stop),
-        thread: Some(thread),
-    }))
+    let threads = [
+        Chore::start("control", move |stop| look_after(&watched, stop)),
+        Chore::start("bells", bell::watch),
+    ];
+    let threads = threads.into_iter().collect::<io::Result<Vec<_>>>();
+    let chores = threads.map_err(|e| {
+        Refused::new(
+            RefusedKind::System,
+            e.to_string(),
+            "see the limits on threads",
+        )
+    })?;
+    Ok(Arc::new(Running { core, chores }))
 }
 
-/// The engine and its `control` thread.
-struct Running {
-    core: Arc<Core>,
+/// A thread that does something now and then, until this is dropped.
+struct Chore {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Drop for Running {
+impl Chore {
+    fn start(
+        name: &str,
+        work: impl FnOnce(&mpsc::Receiver<()>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || work(&stopped))?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Chore {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// The engine and the threads that look after it.
+struct Running {
+    core: Arc<Core>,
+    chores: Vec<Chore>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.chores.clear();
         // Ports end here and not when some thread lets go of its last reference.
         lock(&self.core.ports).clear();
     }
@@ -119,9 +147,7 @@ fn look_after(core: &Weak<Core>, stopped: &mpsc::Receiver<()>) {
         core.switches
             .values()
             .for_each(|switch| switch.age(Now::monotonic()));
-        for port in lock(&core.ports).values_mut() {
-            port.look_after();
-        }
+        lock(&core.ports).values_mut().for_each(Port::look_after);
     }
 }
 
@@ -146,10 +172,10 @@ impl Port {
     }
 }
 
-/// What the guest has broken, in words. A session whose memory is gone ends.
+/// What the guest has broken, in words. A session whose VMM must not be trusted with it ends.
 fn broken(port: &GuestPort, endpoint: &Endpoint) -> Option<String> {
     let words = crate::vhost::Device::broken(port)?;
-    if port.memory_is_gone() {
+    if port.must_end() {
         endpoint.disconnect(words.clone());
     }
     Some(words)

@@ -1,6 +1,7 @@
 //! The daemon `tandemd` and the CLI `tandem`.
 
 pub mod api;
+mod bell;
 pub mod cli;
 pub mod client;
 pub mod config;

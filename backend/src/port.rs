@@ -6,11 +6,10 @@
 
 use std::fs::File;
 use std::hash::BuildHasher;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
@@ -23,6 +22,7 @@ use tandem_virtio_net::spec::*;
 use tandem_virtio_net::wire::parse;
 use tandem_virtio_net::{BURST, Batch, Call, Counters, RxQueue, Scratch, TxQueue};
 
+use crate::bell::Bell;
 use crate::sys::JournalFile;
 use crate::vhost::Device;
 use crate::worker::Wake;
@@ -72,6 +72,8 @@ pub struct Pair {
     rx: Mutex<RxQueue>,
     kick: Mutex<Option<File>>,
     wake: Mutex<Option<Wake>>,
+    /// Of the RX and of the TX queue.
+    bells: Mutex<[Option<Arc<Bell>>; 2]>,
     /// Of the TX queue, and drops before forwarding.
     pub from_vm: Counters,
     /// Of the RX queue.
@@ -91,25 +93,12 @@ impl Default for Pair {
             rx: Mutex::default(),
             kick: Mutex::default(),
             wake: Mutex::default(),
+            bells: Mutex::default(),
             from_vm: Counters::default(),
             to_vm: Counters::default(),
             calls: Arc::default(),
             kicks: AtomicU64::new(0),
         }
-    }
-}
-
-/// What the VMM gave us to notify the guest with.
-struct EventCall {
-    event: File,
-    calls: Arc<AtomicU64>,
-}
-
-impl Call for EventCall {
-    fn call(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        // A full counter (EAGAIN) is a notification that was not consumed yet: nothing is lost.
-        let _ = (&self.event).write(&1u64.to_ne_bytes());
     }
 }
 
@@ -254,6 +243,8 @@ pub struct GuestPort {
     segments: AtomicU64,
     hash: SeedableRandomState,
     journal: Mutex<Option<JournalFile>>,
+    /// Called when the VMM is gone.
+    gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl GuestPort {
@@ -273,6 +264,7 @@ impl GuestPort {
             segments: AtomicU64::new(0),
             hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
             journal: Mutex::default(),
+            gone: OnceLock::new(),
         }
     }
 
@@ -318,15 +310,27 @@ impl GuestPort {
         }
     }
 
-    /// Has a page of the VM's memory gone missing?
-    pub fn memory_is_gone(&self) -> bool {
-        self.pairs
-            .iter()
-            .any(|p| lock(&p.rx).stopped() == Some(Stopped::Fault))
+    /// Has the VMM done what ends its session: taken memory back, or made a notification block?
+    pub fn must_end(&self) -> bool {
+        self.bell_is_stuck()
+            || self
+                .pairs
+                .iter()
+                .any(|p| lock(&p.rx).stopped() == Some(Stopped::Fault))
     }
 
-    /// Gives each pair what forwards its frames.
-    pub fn attach(&self, mut forwarder: impl FnMut() -> Forwarder) {
+    fn bell_is_stuck(&self) -> bool {
+        let stuck = |p: &Pair| lock(&p.bells).iter().flatten().any(|b| b.is_stuck());
+        self.pairs.iter().any(stuck)
+    }
+
+    /// Gives each pair what forwards its frames, and the port what to call when its VMM is gone.
+    pub fn attach(
+        &self,
+        mut forwarder: impl FnMut() -> Forwarder,
+        gone: impl Fn() + Send + Sync + 'static,
+    ) {
+        let _ = self.gone.set(Box::new(gone));
         for pair in &self.pairs {
             lock(&pair.tx).forwarder = Some(forwarder());
         }
@@ -477,9 +481,13 @@ impl Device for GuestPort {
             self.set_kick(2 * i as u16 + 1, None);
             lock(&pair.tx).queue.reset();
             lock(&pair.rx).reset();
+            *lock(&pair.bells) = [None, None];
             self.refresh(i);
         }
         self.acked.store(0, Ordering::Relaxed);
+        if let Some(gone) = self.gone.get() {
+            gone();
+        }
     }
 
     fn set_features(&self, acked: u64) {
@@ -568,12 +576,9 @@ impl Device for GuestPort {
         let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
             return;
         };
-        let call = call.map(|fd| -> Arc<dyn Call> {
-            Arc::new(EventCall {
-                event: File::from(fd),
-                calls: Arc::clone(&pair.calls),
-            })
-        });
+        let bell = call.map(|fd| Arc::new(Bell::new(fd, Arc::clone(&pair.calls))));
+        lock(&pair.bells)[usize::from(ring % 2)] = bell.clone();
+        let call = bell.map(|bell| bell as Arc<dyn Call>);
         if ring.is_multiple_of(2) {
             lock(&pair.rx).set_call(call);
         } else {
@@ -582,6 +587,9 @@ impl Device for GuestPort {
     }
 
     fn broken(&self) -> Option<String> {
+        if self.bell_is_stuck() {
+            return Some("the VMM made an eventfd that notifies its guest block".to_owned());
+        }
         let mut words = None;
         let mut ring = 0;
         self.for_each_ring(|q| {

@@ -156,7 +156,8 @@ pub struct Ports {
 /// `to_vm.frames + to_vm.drops = unicast + copies - segmented_frames + segments`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchCounters {
-    /// Frames taken from all ports.
+    /// Frames that reached it. What a port drops before, such as a frame that is too long, is not
+    /// among them.
     pub frames: u64,
     /// Of those, frames that went to one port.
     pub unicast: u64,

@@ -293,6 +293,36 @@ fn map_shared(file: impl AsFd, offset: u64, len: usize) -> io::Result<Unmap> {
     })
 }
 
+/// The signal that interrupts a system call and does nothing else.
+fn interrupt_signal() -> c_int {
+    libc::SIGRTMIN()
+}
+
+/// Makes [`interrupt`] harmless: without a handler its signal would end the process.
+///
+/// # Errors
+/// sigaction's.
+pub(crate) fn install_interrupt() -> io::Result<()> {
+    extern "C" fn nothing(_: c_int) {}
+    // SAFETY: all zeroes is a valid sigaction. Without SA_RESTART a system call ends with EINTR.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    let handler: extern "C" fn(c_int) = nothing;
+    action.sa_sigaction = handler as usize;
+    // SAFETY: the handler has the signature that flags without SA_SIGINFO ask for.
+    match unsafe { libc::sigaction(interrupt_signal(), &raw const action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Interrupts the system call that a thread of ours is in, if it is in one.
+pub(crate) fn interrupt(thread: rustix::thread::Pid) {
+    let (process, thread) = (std::process::id(), thread.as_raw_nonzero().get());
+    // SAFETY: sends a signal that is handled, see `install_interrupt`; a thread that has ended
+    // meanwhile is an error without effect.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, interrupt_signal()) };
+}
+
 /// A mapped dirty log.
 struct LogMap {
     /// Ends before the mapping does: fields drop in order.

@@ -348,6 +348,19 @@ fn the_storm_limit_is_for_what_is_flooded() {
 }
 
 #[test]
+fn what_is_gone_is_looked_for_everywhere() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    b.send(&[frame(Mac::BROADCAST, mac(2), 0)], 0);
+    a.send(&[frame(mac(2), mac(1), 1)], 0);
+    [&a, &b, &c].into_iter().for_each(forget);
+    switch.forget_learned(b.id);
+    a.send(&[frame(mac(2), mac(1), 2)], 0);
+    assert_eq!((numbers(&b), numbers(&c)), (vec![2], vec![2]));
+    assert_eq!(switch.learned_macs(a.id), [mac(1)], "the others stay");
+}
+
+#[test]
 fn unknown_unicast_to_the_only_other_port_is_no_storm() {
     let switch = switch();
     let mut a = Port::add(&switch, "a", |p| p.storm = StormLimit::per_second(10));

@@ -65,7 +65,11 @@ impl Core {
         let undo_switch = Undo::new(|| {
             switch.remove_port(id);
         });
-        port.attach(|| Forwarder::new(Arc::clone(switch), id));
+        let home = Arc::downgrade(switch);
+        port.attach(
+            || Forwarder::new(Arc::clone(switch), id),
+            move || home.upgrade().iter().for_each(|s| s.forget_learned(id)),
+        );
         self.workers
             .add_port(&config.vm, Arc::clone(&port))
             .map_err(|e| threads(&e))?;

@@ -295,6 +295,14 @@ impl Switch {
         }
     }
 
+    /// Forgets the addresses learned on a port, because what was behind it is gone: frames to
+    /// them are flooded until they are heard again, here or elsewhere.
+    pub fn forget_learned(&self, id: PortId) {
+        if self.snapshot.load().get(id).is_some() {
+            self.table.forget_port(id.slot);
+        }
+    }
+
     /// Forgets addresses that have been silent for too long, and frees what no burst uses any
     /// more. Call once a second.
     pub fn age(&self, now: Now) {

@@ -283,6 +283,11 @@ impl MacTable {
         control.moves.retain(|_, m| !m.ports.contains(&port));
     }
 
+    /// Forgets what was learned on a port.
+    pub(crate) fn forget_port(&self, port: u16) {
+        self.remove_if(&mut self.lock(), |_, owner, _| owner.port == port);
+    }
+
     /// Forgets an address in all VLANs.
     pub(crate) fn forget(&self, mac: Mac) {
         self.remove_if(&mut self.lock(), |key, _, _| key.mac() == mac);
