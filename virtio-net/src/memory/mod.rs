@@ -16,12 +16,20 @@
 
 #![allow(unsafe_code)]
 
+mod log;
+mod payload;
+mod scatter;
+
 use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
+
+pub use log::{DirtyLog, LOG_PAGE};
+pub(crate) use payload::Segments;
+pub(crate) use scatter::{MAX_PARTS, Scatter};
 
 /// What is wrong with a memory table a VMM sent.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -83,54 +91,6 @@ impl Region {
     }
 }
 
-/// The bitmap in which writes to guest memory are recorded during live migration: one bit for
-/// each 4 KiB page, page N of guest-physical memory at bit N % 8 of byte N / 8
-/// (vhost-user specification, Migration).
-#[derive(Clone)]
-pub struct DirtyLog {
-    map: *const AtomicU8,
-    len: usize,
-    _keep: Arc<dyn Any + Send + Sync>,
-}
-
-/// Bytes of guest memory one bit of the dirty log stands for.
-pub const LOG_PAGE: u64 = 4096;
-
-impl DirtyLog {
-    /// Wraps a mapped log.
-    ///
-    /// # Safety
-    /// `map` must point to `len` mapped writable bytes for as long as `keep` lives.
-    pub unsafe fn new(map: *mut u8, len: usize, keep: Arc<dyn Any + Send + Sync>) -> Self {
-        Self {
-            map: map.cast::<AtomicU8>(),
-            len,
-            _keep: keep,
-        }
-    }
-
-    /// Marks the pages of `len` bytes at `addr`. Pages beyond the log's end are not recorded.
-    #[cold]
-    pub fn mark(&self, addr: u64, len: u64) {
-        if len == 0 {
-            return;
-        }
-        // What was written must be visible before the page is seen dirty and read.
-        fence(Ordering::Release);
-        for page in addr / LOG_PAGE..=addr.saturating_add(len - 1) / LOG_PAGE {
-            let Ok(byte) = usize::try_from(page / 8) else {
-                return;
-            };
-            if byte >= self.len {
-                return;
-            }
-            // SAFETY: `byte < len`, and `map` is valid for `len` bytes while `_keep` lives; the
-            // VMM reads it concurrently, hence the atomic.
-            unsafe { &*self.map.add(byte) }.fetch_or(1 << (page % 8), Ordering::Relaxed);
-        }
-    }
-}
-
 /// The guest memory of one session, as one queue uses it.
 #[derive(Clone)]
 pub struct Memory {
@@ -145,10 +105,6 @@ pub struct Memory {
 // SAFETY: the pointers are to mappings that `keep` (itself Send + Sync) keeps alive and that no
 // reference is ever made to; `DirtyLog` is accessed by atomics only.
 unsafe impl Send for Memory {}
-// SAFETY: as above; a `DirtyLog` has no other state.
-unsafe impl Send for DirtyLog {}
-// SAFETY: as above.
-unsafe impl Sync for DirtyLog {}
 
 impl Memory {
     /// Takes a session's regions, in any order.
@@ -295,286 +251,14 @@ impl Memory {
     }
 }
 
-/// A piece of a frame's payload: in a sender's memory, or in the batch's own bytes.
-#[derive(Clone, Copy)]
-struct Segment {
-    /// Null: the bytes are `Segments::own[own..own + len]`.
-    host: *const u8,
-    own: u32,
-    len: u32,
-}
-
-/// The payload pieces of a burst of frames. They are read once, when they are delivered.
-///
-/// Invariant: every non-null `host` came from the memory given to [`Segments::attach`], whose
-/// mappings `keep` holds.
-pub(crate) struct Segments {
-    segments: Vec<Segment>,
-    own: Box<[u8]>,
-    own_used: usize,
-    keep: Option<Arc<dyn Any + Send + Sync>>,
-}
-
-// SAFETY: the pointers are into mappings that `keep` (Send + Sync) keeps alive, and are only read
-// through raw copies.
-unsafe impl Send for Segments {}
-
-impl Segments {
-    /// Room for `segments` pieces and `own` bytes that belong to nobody's memory.
-    pub(crate) fn new(segments: usize, own: usize) -> Self {
-        Self {
-            segments: Vec::with_capacity(segments),
-            own: vec![0; own].into_boxed_slice(),
-            own_used: 0,
-            keep: None,
-        }
-    }
-
-    /// Forgets all pieces and lets go of the memory.
-    pub(crate) fn clear(&mut self) {
-        self.segments.clear();
-        self.own_used = 0;
-        self.keep = None;
-    }
-
-    /// Binds the pieces pushed from now on to `memory`; only when nothing is held.
-    pub(crate) fn attach(&mut self, memory: &Memory) {
-        self.segments.clear();
-        self.keep = Some(memory.keep());
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.segments.len()
-    }
-
-    pub(crate) fn truncate(&mut self, len: usize) {
-        self.segments.truncate(len);
-    }
-
-    /// Room for another chain of `n` pieces without allocating?
-    pub(crate) fn has_room(&self, n: usize) -> bool {
-        self.segments.capacity() - self.segments.len() >= n
-    }
-
-    /// Adds `len` bytes of guest memory at `addr`; false if they are not in it.
-    #[inline]
-    pub(crate) fn push(&mut self, memory: &Memory, addr: u64, len: u32) -> bool {
-        debug_assert!(
-            self.keep
-                .as_ref()
-                .is_some_and(|k| Arc::ptr_eq(k, &memory.keep))
-        );
-        match memory.host(addr, u64::from(len)) {
-            Some(host) => {
-                self.segments.push(Segment { host, own: 0, len });
-                true
-            }
-            None => memory.across(addr, len, |_, host, len| {
-                let room = self.has_room(1);
-                if room {
-                    self.segments.push(Segment { host, own: 0, len });
-                }
-                room
-            }),
-        }
-    }
-
-    /// The unused own bytes, to read a frame into.
-    pub(crate) fn own_room(&mut self) -> &mut [u8] {
-        &mut self.own[self.own_used..]
-    }
-
-    /// Adds the first `len` bytes of [`Segments::own_room`].
-    pub(crate) fn push_own(&mut self, len: usize) {
-        let own = self.own_used as u32;
-        self.own_used += len;
-        self.segments.push(Segment {
-            host: std::ptr::null(),
-            own,
-            len: len as u32,
-        });
-    }
-
-    /// Gives back the `len` bytes of the piece that was added last by [`Segments::push_own`].
-    pub(crate) fn pop_own(&mut self, len: usize) {
-        self.own_used -= len;
-    }
-
-    /// Bytes of piece `at`.
-    #[inline]
-    pub(crate) fn len_of(&self, at: usize) -> usize {
-        self.segments[at].len as usize
-    }
-
-    /// Copies the first `dst.len()` bytes of piece `at` and drops them from it.
-    ///
-    /// # Panics
-    /// If the piece is shorter.
-    #[inline]
-    pub(crate) fn pull(&mut self, at: usize, dst: &mut [u8]) {
-        self.read(at, dst);
-        let s = &mut self.segments[at];
-        if s.host.is_null() {
-            s.own += dst.len() as u32;
-        } else {
-            // SAFETY: `read` has checked that the piece has this many bytes.
-            s.host = unsafe { s.host.add(dst.len()) };
-        }
-        s.len -= dst.len() as u32;
-    }
-
-    /// Copies the first `dst.len()` bytes of piece `at`.
-    ///
-    /// # Panics
-    /// If the piece is shorter.
-    #[inline]
-    pub(crate) fn read(&self, at: usize, dst: &mut [u8]) {
-        let src = self.source(at, dst.len());
-        // SAFETY: `source` checked the length; `dst` is ours, so they do not overlap. A guest
-        // may change the source meanwhile, which makes the copy's content arbitrary, not unsound.
-        unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
-    }
-
-    /// The host's view of a piece, for a system call that copies it.
-    pub(crate) fn io_slice(&self, at: usize) -> (*const u8, usize) {
-        let len = self.len_of(at);
-        (self.source(at, len), len)
-    }
-
-    #[inline]
-    fn source(&self, at: usize, len: usize) -> *const u8 {
-        let s = &self.segments[at];
-        assert!(len <= s.len as usize, "a piece is read within its length");
-        if s.host.is_null() {
-            self.own[s.own as usize..][..len].as_ptr()
-        } else {
-            s.host
-        }
-    }
-}
-
-/// The buffers of one frame's receiver, in order.
-///
-/// Invariant: every part came from the memory of the queue that owns this `Scatter`, and is used
-/// under the same hold of the queue's lock.
-pub(crate) struct Scatter {
-    parts: Vec<Part>,
-    bytes: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Part {
-    addr: u64,
-    host: *mut u8,
-    len: u32,
-}
-
-// SAFETY: the pointers are used only under the lock of the queue whose memory keeps them mapped.
-unsafe impl Send for Scatter {}
-
-/// Most buffers one received frame is spread over.
-pub(crate) const MAX_PARTS: usize = 256;
-
-impl Scatter {
-    pub(crate) fn new() -> Self {
-        Self {
-            parts: Vec::with_capacity(MAX_PARTS),
-            bytes: 0,
-        }
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.parts.clear();
-        self.bytes = 0;
-    }
-
-    /// Bytes all parts have together.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.parts.len() == MAX_PARTS
-    }
-
-    /// Adds a buffer; false if it is not in `memory` or there is no room for more.
-    #[inline]
-    pub(crate) fn push(&mut self, memory: &Memory, addr: u64, len: u32) -> bool {
-        if self.is_full() {
-            return false;
-        }
-        match memory.host(addr, u64::from(len)) {
-            Some(host) => self.add(Part { addr, host, len }),
-            None => memory.across(addr, len, |addr, host, len| {
-                !self.is_full() && self.add(Part { addr, host, len })
-            }),
-        }
-    }
-
-    #[inline]
-    fn add(&mut self, part: Part) -> bool {
-        self.bytes += u64::from(part.len);
-        self.parts.push(part);
-        true
-    }
-
-    /// Starts writing at the first byte of the first part.
-    pub(crate) fn writer<'a>(&'a self, memory: &'a Memory) -> ScatterWriter<'a> {
-        ScatterWriter {
-            memory,
-            parts: &self.parts,
-            offset: 0,
-        }
-    }
-}
-
-/// Writes into the parts of a [`Scatter`] one after the other. What does not fit is left out.
-pub(crate) struct ScatterWriter<'a> {
-    memory: &'a Memory,
-    parts: &'a [Part],
-    offset: usize,
-}
-
-impl ScatterWriter<'_> {
-    /// Writes bytes of ours.
-    #[inline]
-    pub(crate) fn put(&mut self, src: &[u8]) {
-        // SAFETY: `src` is valid for its length.
-        unsafe { self.put_raw(src.as_ptr(), src.len()) };
-    }
-
-    /// Writes a payload piece: the one copy of it.
-    #[inline]
-    pub(crate) fn put_segment(&mut self, segments: &Segments, at: usize) {
-        let (src, len) = segments.io_slice(at);
-        // SAFETY: `io_slice` gives a valid range, see the invariant of `Segments`.
-        unsafe { self.put_raw(src, len) };
-    }
-
-    /// # Safety
-    /// `src` must be valid for reads of `len` bytes.
-    #[inline]
-    unsafe fn put_raw(&mut self, mut src: *const u8, mut len: usize) {
-        while len > 0 {
-            let Some(part) = self.parts.first() else {
-                return;
-            };
-            let n = len.min(part.len as usize - self.offset);
-            // SAFETY: `host + offset` has `n` bytes left in the part, which came from `memory`
-            // under this hold of the queue's lock; `src` has `n` bytes by the caller's word.
-            unsafe {
-                let dst = part.host.add(self.offset);
-                self.memory
-                    .write(part.addr + self.offset as u64, dst, src, n);
-                src = src.add(n);
-            }
-            len -= n;
-            self.offset += n;
-            if self.offset == part.len as usize {
-                self.parts = &self.parts[1..];
-                self.offset = 0;
-            }
-        }
+#[inline]
+fn within(r: &Region, addr: u64, len: u64) -> Option<*mut u8> {
+    let offset = addr.wrapping_sub(r.guest_addr);
+    if offset < r.len && len <= r.len - offset {
+        // SAFETY: `offset` is inside the region, which is one mapping of `r.len` bytes.
+        Some(unsafe { r.host.add(offset as usize) })
+    } else {
+        None
     }
 }
 
@@ -591,17 +275,6 @@ pub(crate) unsafe fn load_descriptor(at: *const u8) -> [u64; 2] {
     let at = at.cast::<Word>();
     // SAFETY: the caller vouches for 16 bytes; a packed struct needs no alignment.
     unsafe { [at.read_volatile().0, at.add(1).read_volatile().0] }
-}
-
-#[inline]
-fn within(r: &Region, addr: u64, len: u64) -> Option<*mut u8> {
-    let offset = addr.wrapping_sub(r.guest_addr);
-    if offset < r.len && len <= r.len - offset {
-        // SAFETY: `offset` is inside the region, which is one mapping of `r.len` bytes.
-        Some(unsafe { r.host.add(offset as usize) })
-    } else {
-        None
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,295 @@
+//! A guest's port: its queue pairs, what it offers the VM, and how frames reach it.
+//!
+//! Locks, in the order they may be taken: a pair's `tx`, then one foreign pair's `rx`. Neither is
+//! held across a system call that can block. Control (a vhost-user session, the API) takes them
+//! one at a time to start, stop and swap, so that when it returns nobody uses what was before.
+
+mod device;
+mod pair;
+
+use std::hash::BuildHasher;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
+use log::warn;
+use tandem_uplink::{Forwarder, Outlet};
+use tandem_virtio_net::queue::Stopped;
+use tandem_virtio_net::ring::{Journal, RingConfig};
+use tandem_virtio_net::spec::*;
+use tandem_virtio_net::wire::parse;
+use tandem_virtio_net::{BURST, Batch, Counters, Scratch};
+
+use crate::sys::JournalFile;
+
+pub use pair::{Pair, RingState};
+
+/// The set of features offered at feature level 1. A level never changes once released: a VM that
+/// runs with it must find the same set on every version of Tandem and on every host.
+pub const FEATURES_LEVEL_1: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_ANY_LAYOUT
+    | 1 << VIRTIO_F_INDIRECT_DESC
+    | 1 << VIRTIO_F_EVENT_IDX
+    | 1 << VIRTIO_F_RING_PACKED
+    | 1 << VIRTIO_F_IN_ORDER
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_HOST_USO
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6
+    | 1 << VIRTIO_NET_F_MTU
+    | 1 << VIRTIO_NET_F_MQ
+    | 1 << VIRTIO_NET_F_CTRL_VQ
+    | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
+
+/// Locks; a thread that panicked while holding the lock leaves data that is still whole.
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a guest port is made from.
+#[derive(Clone, Debug)]
+pub struct GuestPortConfig {
+    /// The port's name.
+    pub name: String,
+    /// 1 to 32.
+    pub queue_pairs: u16,
+    /// Longest packet, without Ethernet header.
+    pub mtu: u16,
+    /// The guest pairs this NIC with a VF: it must not announce by itself.
+    pub failover: bool,
+    /// Where the positions of packed rings are kept; nowhere: a restart loses them.
+    pub journal: Option<PathBuf>,
+}
+
+/// A VM's NIC on the switch.
+pub struct GuestPort {
+    config: GuestPortConfig,
+    pairs: Box<[Pair]>,
+    acked: AtomicU64,
+    /// Bit N: pair N's RX ring runs, is enabled and has been given buffers.
+    active: AtomicU32,
+    /// Bit N: pair N's RX ring runs and is enabled, but its driver has posted nothing yet.
+    unpopulated: AtomicU32,
+    ready: AtomicBool,
+    /// Of the port as a whole: what the switch drops.
+    pub from_vm: Arc<Counters>,
+    segmented_frames: AtomicU64,
+    segments: AtomicU64,
+    hash: SeedableRandomState,
+    journal: Mutex<Option<JournalFile>>,
+    /// Called when the VMM is gone.
+    gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl GuestPort {
+    /// Makes the port; nothing runs yet.
+    pub fn new(config: GuestPortConfig) -> Self {
+        let pairs = (0..config.queue_pairs.clamp(1, MAX_QUEUE_PAIRS)).map(|_| Pair::default());
+        let seed = std::hash::RandomState::new().hash_one(&config.name);
+        Self {
+            pairs: pairs.collect(),
+            config,
+            acked: AtomicU64::new(0),
+            active: AtomicU32::new(0),
+            unpopulated: AtomicU32::new(0),
+            ready: AtomicBool::new(false),
+            from_vm: Arc::default(),
+            segmented_frames: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
+            hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
+            journal: Mutex::default(),
+            gone: OnceLock::new(),
+        }
+    }
+
+    /// The port's name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its queue pairs.
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
+    /// Frames that were cut up for a VM without the offload, and their segments.
+    pub fn segmented(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.segmented_frames), load(&self.segments))
+    }
+
+    /// The journal for a ring that is about to start, if it needs one.
+    fn journal(&self, ring: u16, config: &RingConfig) -> Option<Journal> {
+        let path = self.config.journal.as_ref()?;
+        if !has(config.features, VIRTIO_F_RING_PACKED) {
+            return None;
+        }
+        let mut file = lock(&self.journal);
+        if file.is_none() {
+            match JournalFile::open(path, 2 * self.pairs.len()) {
+                Ok(opened) => *file = Some(opened),
+                Err(e) => {
+                    let (name, path) = (&self.config.name, path.display());
+                    warn!("port {name}: {path}: {e}; its packed rings will not survive a restart");
+                }
+            }
+        }
+        file.as_ref()?.record(ring)
+    }
+
+    /// Removes the file in which positions are kept: no VMM will come back to them.
+    pub fn forget_positions(&self) {
+        if let Some(path) = &self.config.journal {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Has the VMM done what ends its session: taken memory back, or made a notification block?
+    pub fn must_end(&self) -> bool {
+        self.bell_is_stuck()
+            || self
+                .pairs
+                .iter()
+                .any(|p| lock(&p.rx).stopped() == Some(Stopped::Fault))
+    }
+
+    fn bell_is_stuck(&self) -> bool {
+        let stuck = |p: &Pair| lock(&p.bells).iter().flatten().any(|b| b.is_stuck());
+        self.pairs.iter().any(stuck)
+    }
+
+    /// Gives each pair what forwards its frames, and the port what to call when its VMM is gone.
+    pub fn attach(
+        &self,
+        mut forwarder: impl FnMut() -> Forwarder,
+        gone: impl Fn() + Send + Sync + 'static,
+    ) {
+        let _ = self.gone.set(Box::new(gone));
+        for pair in &self.pairs {
+            lock(&pair.tx).forwarder = Some(forwarder());
+        }
+    }
+
+    /// Looks again which pairs have been given buffers. Some drivers start rings they never use,
+    /// and some VMMs enable rings their guest has not taken into use.
+    pub fn look_for_buffers(&self) {
+        let waiting = self.unpopulated.load(Ordering::Relaxed);
+        if waiting == 0 {
+            return;
+        }
+        for (i, pair) in self
+            .pairs
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| waiting & 1 << i != 0)
+        {
+            if lock(&pair.rx).is_populated() {
+                self.unpopulated.fetch_and(!(1 << i), Ordering::Relaxed);
+                self.active.fetch_or(1 << i, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn refresh(&self, i: usize) {
+        let bit = 1 << i;
+        let mut rx = lock(&self.pairs[i].rx);
+        let up = rx.is_running() && rx.is_enabled();
+        let populated = up && rx.is_populated();
+        let set = |mask: &AtomicU32, on: bool| {
+            if on {
+                mask.fetch_or(bit, Ordering::Relaxed)
+            } else {
+                mask.fetch_and(!bit, Ordering::Relaxed)
+            }
+        };
+        set(&self.active, populated);
+        set(&self.unpopulated, up && !populated);
+        drop(rx);
+        let any =
+            (self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed)) != 0;
+        self.ready.store(any, Ordering::Relaxed);
+    }
+
+    /// The pair that the flow of frame `i` goes to.
+    #[inline]
+    fn pair_for(&self, batch: &Batch, i: u8, active: u32) -> u32 {
+        let parsed = parse(batch.head(usize::from(i)), batch.frame_len(usize::from(i)));
+        crate::spread::pick(self.hash.hash_one(parsed.key), active)
+    }
+
+    fn deliver_spread(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch, active: u32) {
+        let mut choice = [0u8; BURST];
+        let mut wanted = 0u32;
+        for (slot, i) in choice.iter_mut().zip(frames) {
+            let pair = self.pair_for(batch, *i, active);
+            *slot = pair as u8;
+            wanted |= 1 << pair;
+        }
+        let mut list = [0u8; BURST];
+        while wanted != 0 {
+            let pair = wanted.trailing_zeros();
+            wanted &= wanted - 1;
+            let mut n = 0;
+            for (slot, i) in choice.iter().zip(frames) {
+                if u32::from(*slot) == pair {
+                    list[n] = *i;
+                    n += 1;
+                }
+            }
+            self.fill(pair, batch, &list[..n], scratch);
+        }
+    }
+
+    fn fill(&self, pair: u32, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let segmented = self.pairs[pair as usize].fill(batch, frames, scratch);
+        if segmented.frames != 0 {
+            self.segmented_frames
+                .fetch_add(segmented.frames, Ordering::Relaxed);
+            self.segments
+                .fetch_add(segmented.segments, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs `f` on the queue's state of every ring.
+    fn for_each_ring(&self, mut f: impl FnMut(&mut tandem_virtio_net::queue::QueueState)) {
+        for pair in &self.pairs {
+            f(&mut lock(&pair.tx).queue);
+            f(&mut lock(&pair.rx));
+        }
+    }
+
+    fn log_all(&self) -> bool {
+        has(self.acked.load(Ordering::Relaxed), VHOST_F_LOG_ALL)
+    }
+}
+
+impl Outlet for GuestPort {
+    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let active = self.active.load(Ordering::Relaxed);
+        if active & active.wrapping_sub(1) == 0 {
+            // One pair, or none: the first one counts what it cannot take.
+            let pair = if active == 0 {
+                0
+            } else {
+                active.trailing_zeros()
+            };
+            self.fill(pair, batch, frames, scratch);
+        } else {
+            self.deliver_spread(batch, frames, scratch, active);
+        }
+    }
+
+    fn ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,172 @@
+//! A queue pair: two virtqueues, and who looks after them.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tandem_uplink::{Forwarder, Now};
+use tandem_virtio_net::{Batch, Counters, RxQueue, Scratch, TxQueue};
+
+use super::lock;
+use crate::bell::Bell;
+use crate::worker::Wake;
+
+/// The TX side of a pair: its queue, and what forwards its frames.
+#[derive(Default)]
+pub(super) struct TxSide {
+    pub(super) queue: TxQueue,
+    pub(super) forwarder: Option<Forwarder>,
+}
+
+/// A queue pair.
+pub struct Pair {
+    /// Unlike that of any other pair: tells whose kick it was.
+    pub(super) id: u64,
+    pub(super) tx: Mutex<TxSide>,
+    pub(super) rx: Mutex<RxQueue>,
+    pub(super) kick: Mutex<Option<File>>,
+    pub(super) wake: Mutex<Option<Wake>>,
+    /// Of the RX and of the TX queue.
+    pub(super) bells: Mutex<[Option<Arc<Bell>>; 2]>,
+    /// Of the TX queue, and drops before forwarding.
+    pub from_vm: Counters,
+    /// Of the RX queue.
+    pub to_vm: Counters,
+    /// Times the guest was notified.
+    pub calls: Arc<AtomicU64>,
+    /// Times the guest's notification woke our thread.
+    pub kicks: AtomicU64,
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            tx: Mutex::default(),
+            rx: Mutex::default(),
+            kick: Mutex::default(),
+            wake: Mutex::default(),
+            bells: Mutex::default(),
+            from_vm: Counters::default(),
+            to_vm: Counters::default(),
+            calls: Arc::default(),
+            kicks: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Pair {
+    /// Drains one burst of the pair's frames and delivers them. Frames taken; 0: nothing to do.
+    pub fn serve(&self, batch: &mut Batch, scratch: &mut Scratch, now: Now) -> usize {
+        let mut tx = lock(&self.tx);
+        let TxSide { queue, forwarder } = &mut *tx;
+        let taken = queue.drain(batch, &self.from_vm);
+        if taken == 0 {
+            return 0;
+        }
+        if let Some(forwarder) = forwarder {
+            forwarder.forward(batch, scratch, now);
+        }
+        batch.clear();
+        let call = queue.complete();
+        drop(tx);
+        if let Some(call) = call {
+            call.call();
+        }
+        taken
+    }
+
+    /// Asks the guest to notify us, or not to. With `on`, true if there is work already.
+    pub fn set_kicks(&self, on: bool) -> bool {
+        let mut tx = lock(&self.tx);
+        tx.queue.set_kicks(on);
+        on && tx.queue.has_work()
+    }
+
+    /// Counts a kick if it was this pair's.
+    pub(crate) fn count_kick(&self, id: u64) {
+        if id == self.id {
+            self.kicks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the flow cache shrink; for when the VM has been quiet.
+    pub fn rest(&self) {
+        if let Some(f) = &mut lock(&self.tx).forwarder {
+            f.shrink();
+        }
+    }
+
+    /// Says who serves this pair and waits for its kicks; nobody: it is going away.
+    pub(crate) fn set_wake(&self, new: Option<Wake>) {
+        let mut wake = lock(&self.wake);
+        let kick = lock(&self.kick);
+        if let Some(old) = &*wake {
+            old.replace_kick(self.id, kick.as_ref(), None);
+        }
+        if let Some(new) = &new {
+            new.replace_kick(self.id, None, kick.as_ref());
+        }
+        *wake = new;
+    }
+
+    pub(super) fn fill(
+        &self,
+        batch: &mut Batch,
+        mut frames: &[u8],
+        scratch: &mut Scratch,
+    ) -> Segmented {
+        let mut segmented = Segmented::default();
+        while !frames.is_empty() {
+            let mut rx = lock(&self.rx);
+            let filled = rx.fill(batch, frames, scratch, &self.to_vm);
+            drop(rx);
+            if let Some(call) = filled.call {
+                call.call();
+            }
+            segmented.frames += filled.segmented.0;
+            segmented.segments += filled.segmented.1;
+            frames = &frames[filled.done..];
+        }
+        segmented
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(wake) = &*lock(&self.wake) {
+            wake.wake();
+        }
+    }
+
+    /// Entries of the RX ring, and whether both rings run and may carry frames.
+    pub fn ring_state(&self) -> RingState {
+        let rx = lock(&self.rx);
+        let mut state = RingState {
+            size: rx.config().size,
+            enabled: rx.is_enabled(),
+            running: rx.is_running(),
+        };
+        drop(rx);
+        let tx = lock(&self.tx);
+        state.enabled &= tx.queue.is_enabled();
+        state.running &= tx.queue.is_running();
+        state
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Segmented {
+    pub(super) frames: u64,
+    pub(super) segments: u64,
+}
+
+/// See [`Pair::ring_state`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingState {
+    /// Entries; 0 before a driver started it.
+    pub size: u16,
+    /// The VMM lets it carry frames.
+    pub enabled: bool,
+    /// The driver has started it.
+    pub running: bool,
+}
