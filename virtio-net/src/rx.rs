@@ -74,6 +74,8 @@ struct Work<'a> {
     counters: &'a Counters,
     frames: u64,
     bytes: u64,
+    /// The guest wants to be notified.
+    wanted: bool,
     /// Bytes of memory gone through, in vain too: what the lock is held for.
     held: u64,
     filled: Filled,
@@ -85,6 +87,7 @@ impl<'a> Work<'a> {
             counters,
             frames: 0,
             bytes: 0,
+            wanted: false,
             held: 0,
             filled: Filled::default(),
         }
@@ -186,7 +189,7 @@ impl RxQueue {
         for &i in frames {
             if self.state.is_broken() {
                 counters.count_drop(DropReason::RingBroken, 1);
-            } else if work.held >= HOLD_BYTES || ring.must_publish() {
+            } else if work.held >= HOLD_BYTES {
                 break;
             } else {
                 self.deliver(ring, batch, usize::from(i), scratch, &mut work);
@@ -194,9 +197,8 @@ impl RxQueue {
             work.filled.done += 1;
         }
         if work.frames != 0 {
-            ring.publish(&self.state.memory);
-            let wanted = ring.wants_call();
-            work.filled.call = self.state.callee(wanted);
+            self.publish(ring, &mut work);
+            work.filled.call = self.state.callee(work.wanted);
             counters.add(work.frames, work.bytes);
         }
         work.filled
@@ -354,6 +356,17 @@ impl RxQueue {
         work.frames += 1;
         work.bytes += len as u64;
         work.held += len as u64;
+        // Segments of one frame can be more than a ring stages.
+        if ring.must_publish() {
+            self.publish(ring, work);
+        }
+    }
+
+    /// Shows the guest what was staged. It may then post those buffers again, so whether it wants
+    /// to be notified is asked each time: an event is lost sight of after a lap.
+    fn publish<Q: Queue>(&self, ring: &mut Q, work: &mut Work<'_>) {
+        ring.publish(&self.state.memory);
+        work.wanted |= ring.wants_call();
     }
 }
 

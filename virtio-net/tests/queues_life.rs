@@ -420,6 +420,27 @@ fn every_segment_ends_once() {
     assert_eq!(b.recv().len(), 3);
 }
 
+/// One frame that becomes more used entries than a packed ring writes at once.
+#[test]
+fn a_thousand_segments_arrive() {
+    let offloads = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4;
+    for layout in [0, PACKED] {
+        let mut a = Nic::new(&Ram::new(&REGIONS), 16, V1 | offloads, WRAP, 1);
+        let mut b = Nic::new(&Ram::new(&REGIONS), 2048, V1 | layout, WRAP, 2);
+        let mut wire = Wire::new((&a, WRAP), (&b, WRAP));
+        (0..1200).for_each(|_| assert!(b.post(&[128], None)));
+        b.ring.arm();
+        let (hdr, frame) = tcp(50_000, 50);
+        assert!(a.send(hdr, &frame, &Shape::plain()));
+        wire.pump_all();
+        assert_eq!(wire.rx_calls.take(), 1);
+        let got = b.recv();
+        assert_eq!((got.len(), wire.to_vm.frames()), (1000, 1000));
+        let payload: Vec<u8> = got.iter().flat_map(|g| g.frame[54..].to_vec()).collect();
+        assert_eq!(payload, frame[54..]);
+    }
+}
+
 /// A TCP segment offload over IPv4.
 fn tcp(payload: usize, gso_size: u16) -> (NetHdr, Vec<u8>) {
     let mut f = vec![2; 12];

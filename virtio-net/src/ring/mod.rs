@@ -203,7 +203,7 @@ pub(crate) trait Queue {
     /// Makes what was staged visible to the driver, at once.
     fn publish(&mut self, memory: &Memory);
 
-    /// Tells whether what is staged must be published before another frame's chains are used.
+    /// Tells whether what is staged must be published before more chains are used.
     fn must_publish(&self) -> bool {
         false
     }
