@@ -269,18 +269,22 @@ fn rewriting_while_we_look_is_survived() {
             s.spawn(move || {
                 let mut rng = Rng(size.into());
                 while !stop.load(Ordering::Relaxed) {
-                    scribble(&ram, &mut rng, packed, size);
+                    (0..100).for_each(|_| scribble(&ram, &mut rng, packed, size));
+                    std::thread::yield_now();
                 }
             });
             let until = Instant::now() + Duration::from_secs(30);
-            while rig.from_vm.frames() < 20_000 && Instant::now() < until {
+            while rig.from_vm.frames() < 5000 && Instant::now() < until {
                 rig.start();
-                rig.burst();
+                if rig.burst() == 0 {
+                    // Both may have to share a CPU.
+                    std::thread::yield_now();
+                }
             }
             stop.store(true, Ordering::Relaxed);
         });
         rig.check();
-        assert!(rig.from_vm.frames() >= 20_000, "{size} {features:#x}");
+        assert!(rig.from_vm.frames() >= 5000, "{size} {features:#x}");
         assert!(rig.to_vm.frames() > 0, "{size} {features:#x}");
     }
 }
