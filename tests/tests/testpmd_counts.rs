@@ -75,9 +75,10 @@ fn flood(lab: &Lab, device: &str, pairs: usize, packets: &str) -> Result<()> {
         sent == received + dropped,
         "{sent} sent, {received} received, {dropped} dropped"
     );
+    let drops = [daemon.port("a")?, daemon.port("b")?].map(|port| port.0["counters"].to_string());
     ensure!(
         received > 10_000,
-        "only {received} of {sent} frames were received"
+        "only {received} of {sent} frames were received: {drops:?}"
     );
     if pairs > 1 {
         for (port, direction) in [("a", "from_vm"), ("b", "to_vm")] {
@@ -178,11 +179,12 @@ fn packed_not_mergeable() -> Result<()> {
     )
 }
 
-/// Frames in several buffers, each a descriptor of its own.
+/// Frames in several buffers, each a descriptor of its own. Split rings only: DPDK marks the header
+/// of such a frame as writable by the device when its ring is packed, so there is none to read.
 #[test]
 fn frames_in_pieces() -> Result<()> {
     scenario("testpmd_counts::frames_in_pieces", &NEEDS, |lab| {
-        flood(lab, "packed_vq=0", 1, "64,128,1000")?;
-        flood(lab, "packed_vq=1", 1, "64,128,1000")
+        flood(lab, "packed_vq=0,in_order=1", 1, "64,128,1000")?;
+        flood(lab, "packed_vq=0,in_order=0", 1, "64,128,1000")
     })
 }

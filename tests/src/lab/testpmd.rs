@@ -69,7 +69,7 @@ impl TestpmdConfig {
         } = self;
         let socket = self.socket.display();
         let mut line: Vec<String> = format!(
-            "--lcores 0@0,1@{core} --no-pci --no-telemetry --file-prefix {name} \
+            "--lcores 0@0,1@{core} --no-pci --iova-mode=va --no-telemetry --file-prefix {name} \
              --log-level lib.eal:warning"
         )
         .split_whitespace()
