@@ -277,9 +277,10 @@ impl Batch {
         self.segments.attach(memory);
     }
 
-    /// Is there room for one more frame?
+    /// Is there room for the pieces of one more frame?
+    #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.len < BURST && self.segments.has_room(MAX_SEGMENTS)
+        self.segments.has_room(MAX_SEGMENTS)
     }
 
     /// Starts a frame; its buffers follow by [`Batch::piece`].
@@ -287,32 +288,37 @@ impl Batch {
     pub(crate) fn start_frame(&self) -> FrameStart {
         FrameStart {
             segment: self.segments.len(),
-            bytes: 0,
-            error: None,
+            ..FrameStart::default()
         }
     }
 
     /// Adds a buffer to the frame that was started.
     #[inline]
     pub(crate) fn piece(&mut self, f: &mut FrameStart, memory: &Memory, addr: u64, len: u32) {
-        if self.segments.len() - f.segment >= MAX_SEGMENTS {
+        let pieces = self.segments.len() - f.segment;
+        if pieces >= MAX_SEGMENTS {
             f.error = Some(DropReason::TooManyBuffers);
         } else if len != 0 && !self.segments.push(memory, addr, len) {
             f.error = Some(DropReason::BadBuffer);
+        } else if len != 0 && pieces < 2 {
+            self.segments.prefetch_last();
         }
         f.bytes += u64::from(len);
     }
 
-    /// Ends a frame of which `hdr_len` bytes are the vnet header: copies its head. An error
-    /// leaves the batch as it was before the frame.
+    /// All buffers of the frame that was started are added.
     #[inline]
-    pub(crate) fn end_frame(&mut self, f: FrameStart, hdr_len: usize) -> Result<(), DropReason> {
-        let result = self.copy_head(&f, hdr_len);
-        match result {
-            Ok(()) => self.len += 1,
-            Err(_) => self.segments.truncate(f.segment),
-        }
-        result
+    pub(crate) fn end_pieces(&self, f: &mut FrameStart) {
+        f.segments = self.segments.len() - f.segment;
+    }
+
+    /// Adds a frame of which `hdr_len` bytes are the vnet header: copies its head. Frames are
+    /// added in the order in which they were started. Those that cannot be are left out.
+    #[inline]
+    pub(crate) fn end_frame(&mut self, f: &FrameStart, hdr_len: usize) -> Result<(), DropReason> {
+        self.copy_head(f, hdr_len)?;
+        self.len += 1;
+        Ok(())
     }
 
     fn copy_head(&mut self, f: &FrameStart, hdr_len: usize) -> Result<(), DropReason> {
@@ -359,7 +365,7 @@ impl Batch {
             copied: copied as u16,
             len: len as u32,
             segment: segment as u16,
-            segments: (self.segments.len() - segment) as u16,
+            segments: (f.segment + f.segments - segment) as u16,
             tag: tagged.then(|| u16::from_be_bytes(tci)),
         };
         Ok(())
@@ -372,7 +378,7 @@ impl Batch {
 
     /// Room for one more frame with its vnet header in the batch's own bytes, if there is any.
     pub fn own_room(&mut self) -> Option<&mut [u8]> {
-        if !self.has_room() {
+        if self.len == BURST || !self.has_room() {
             return None;
         }
         let room = self.segments.own_room();
@@ -384,8 +390,10 @@ impl Batch {
         let mut f = self.start_frame();
         f.bytes = bytes as u64;
         self.segments.push_own(bytes);
-        let result = self.end_frame(f, NET_HDR_LEN);
+        self.end_pieces(&mut f);
+        let result = self.end_frame(&f, NET_HDR_LEN);
         if result.is_err() {
+            self.segments.truncate(f.segment);
             self.segments.pop_own(bytes);
         }
         result
@@ -410,8 +418,10 @@ impl Batch {
 }
 
 /// A frame whose buffers are being collected.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct FrameStart {
     segment: usize,
+    segments: usize,
     bytes: u64,
     error: Option<DropReason>,
 }

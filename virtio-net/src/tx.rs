@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::counters::{Counters, DropReason};
-use crate::frame::{BURST, Batch};
+use crate::frame::{BURST, Batch, FrameStart};
 use crate::memory::Memory;
 use crate::offload::{self, HeaderError};
 use crate::queue::{Call, QueueState};
@@ -129,27 +129,45 @@ impl TxQueue {
             return Ok(());
         }
         batch.attach(&self.state.memory);
-        let mut seen = (0, 0);
+        let first = self.state.held;
+        let mut started = [FrameStart::default(); BURST];
+        // First all chains, then all heads: by then they are on their way into the cache.
         let result = loop {
             if self.state.held == BURST || !batch.has_room() {
                 break Ok(());
             }
-            match take_frame(ring, &self.state.memory, batch, self.state.hdr_len) {
+            match take_chain(ring, &self.state.memory, batch) {
                 Err(e) => break Err(e),
                 Ok(None) => break Ok(()),
-                Ok(Some((taken, bytes, result))) => {
+                Ok(Some((taken, f))) => {
                     self.taken[self.state.held] = taken;
+                    started[self.state.held] = f;
                     self.state.held += 1;
-                    seen.0 += 1;
-                    seen.1 += bytes;
-                    if let Err(reason) = result.and_then(|()| self.judge(batch)) {
-                        counters.count_drop(reason, 1);
-                    }
                 }
             }
         };
-        counters.add(seen.0, seen.1);
+        let mut bytes = 0;
+        for f in &started[first..self.state.held] {
+            if let Err(reason) = self.add_frame(batch, f, &mut bytes) {
+                counters.count_drop(reason, 1);
+            }
+        }
+        counters.add((self.state.held - first) as u64, bytes);
         result
+    }
+
+    /// Adds a frame whose buffers were collected, and its bytes.
+    #[inline]
+    fn add_frame(
+        &self,
+        batch: &mut Batch,
+        f: &FrameStart,
+        bytes: &mut u64,
+    ) -> Result<(), DropReason> {
+        batch.end_frame(f, self.state.hdr_len)?;
+        // What is not a frame has only the bytes that its guest says it has: counted from here.
+        *bytes += f.frame_bytes(self.state.hdr_len);
+        self.judge(batch)
     }
 
     /// Checks the frame added last against what was negotiated; takes it back if it is bad.
@@ -216,15 +234,12 @@ impl TxQueue {
     }
 }
 
-type TakenFrame = (Taken, u64, Result<(), DropReason>);
-
 #[inline]
-fn take_frame<Q: Queue>(
+fn take_chain<Q: Queue>(
     ring: &mut Q,
     memory: &Memory,
     batch: &mut Batch,
-    hdr_len: usize,
-) -> Result<Option<TakenFrame>, RingError> {
+) -> Result<Option<(Taken, FrameStart)>, RingError> {
     let mut f = batch.start_frame();
     // A device-writable buffer in a TX chain holds nothing for us (2.7.4.2).
     let taken = ring.take(memory, |addr, len, writable| {
@@ -234,11 +249,8 @@ fn take_frame<Q: Queue>(
     });
     match taken {
         Ok(Some(taken)) => {
-            let bytes = f.frame_bytes(hdr_len);
-            let result = batch.end_frame(f, hdr_len);
-            // What is not a frame has only the bytes that its guest says it has.
-            let bytes = if result.is_ok() { bytes } else { 0 };
-            Ok(Some((taken, bytes, result)))
+            batch.end_pieces(&mut f);
+            Ok(Some((taken, f)))
         }
         Ok(None) => Ok(None),
         Err(e) => {
