@@ -8,14 +8,13 @@ use std::time::Instant;
 use tandem_tests::lab::daemon::Daemon;
 use tandem_tests::lab::guest::{Guest, GuestConfig, Nic, exec_in};
 use tandem_tests::lab::image::{self, Accelerator};
-use tandem_tests::lab::{PATIENCE, built_program, is_root};
+use tandem_tests::lab::{PATIENCE, built_program, free_network, is_root};
 
 const TAP: &str = "tandem-demo";
-/// Addresses for documentation (RFC 5737).
-const HOST: &str = "192.0.2.1";
-const GUESTS: [(&str, &str, &str); 2] = [
-    ("vm1", "192.0.2.11", "52:54:00:00:00:11"),
-    ("vm2", "192.0.2.12", "52:54:00:00:00:12"),
+/// The guests: name, last number of the address, MAC address. The host has the number 1.
+const GUESTS: [(&str, u8, &str); 2] = [
+    ("vm1", 11, "52:54:00:00:00:11"),
+    ("vm2", 12, "52:54:00:00:00:12"),
 ];
 
 fn main() -> Result<ExitCode> {
@@ -37,13 +36,16 @@ fn run(dir: &Path, keep: bool) -> Result<()> {
     if let Some(why) = image::missing() {
         bail!("no guest can be booted: {why}");
     }
-    let mut daemon = start_daemon(dir, keep)?;
-    let mut guests = boot_guests(dir, &daemon, keep)?;
+    let network = free_network()?;
+    let address = |number: u8| format!("{network}.{number}");
+    let [first_address, second_address] = GUESTS.map(|(_, number, _)| address(number));
+    let mut daemon = start_daemon(dir, &address(1), keep)?;
+    let mut guests = boot_guests(dir, &daemon, network, keep)?;
     let (first, second) = guests.split_at_mut(1);
-    talk(&mut first[0], &mut second[0])?;
+    talk(&mut first[0], &mut second[0], &second_address)?;
     if is_root() {
         step("The host pings vm1 through its own port");
-        show(Command::new("ping").args(["-c", "3", "-i", "0.2", GUESTS[0].1]))?;
+        show(Command::new("ping").args(["-c", "3", "-i", "0.2", &first_address]))?;
     }
     step("tandem status");
     print!("{}", daemon.cli(&["status"])?);
@@ -54,14 +56,14 @@ fn run(dir: &Path, keep: bool) -> Result<()> {
         guests
             .iter_mut()
             .for_each(|guest| guest.process().release());
-        return explain(dir);
+        return explain(dir, &first_address, &second_address);
     }
     step("Cleaning up");
     drop(guests);
     daemon.stop()
 }
 
-fn start_daemon(dir: &Path, keep: bool) -> Result<Daemon> {
+fn start_daemon(dir: &Path, address: &str, keep: bool) -> Result<Daemon> {
     let mut arguments: Vec<String> = vec![];
     for (name, _, mac) in GUESTS {
         arguments.extend(["--port".into(), format!("{name},mac={mac}")]);
@@ -79,7 +81,7 @@ fn start_daemon(dir: &Path, keep: bool) -> Result<Daemon> {
     let mut daemon = start(dir, &arguments)?;
     remember(dir, daemon.process().pid())?;
     if is_root() {
-        show(Command::new("ip").args(["addr", "add", &format!("{HOST}/24"), "dev", TAP]))?;
+        show(Command::new("ip").args(["addr", "add", &format!("{address}/24"), "dev", TAP]))?;
         show(Command::new("ip").args(["link", "set", TAP, "up"]))?;
     } else {
         println!("    not root: no host port (a TAP device), guests only");
@@ -87,7 +89,7 @@ fn start_daemon(dir: &Path, keep: bool) -> Result<Daemon> {
     Ok(daemon)
 }
 
-fn boot_guests(dir: &Path, daemon: &Daemon, keep: bool) -> Result<Vec<Guest>> {
+fn boot_guests(dir: &Path, daemon: &Daemon, network: &str, keep: bool) -> Result<Vec<Guest>> {
     let how = match image::accelerator()? {
         Accelerator::Kvm => "with KVM",
         Accelerator::Tcg => "emulated, for want of a working KVM",
@@ -104,16 +106,15 @@ fn boot_guests(dir: &Path, daemon: &Daemon, keep: bool) -> Result<Vec<Guest>> {
         remember(dir, guest.process().pid())?;
         guests.push(guest);
     }
-    for (guest, (_, address, _)) in guests.iter_mut().zip(GUESTS) {
+    for (guest, (_, number, _)) in guests.iter_mut().zip(GUESTS) {
         guest.wait_ready(PATIENCE)?;
-        guest.configure("eth0", &[&format!("{address}/24")])?;
+        guest.configure("eth0", &[&format!("{network}.{number}/24")])?;
     }
     println!("    up after {:.1} s", start.elapsed().as_secs_f32());
     Ok(guests)
 }
 
-fn talk(vm1: &mut Guest, vm2: &mut Guest) -> Result<()> {
-    let address = GUESTS[1].1;
+fn talk(vm1: &mut Guest, vm2: &mut Guest, address: &str) -> Result<()> {
     step("vm1 pings vm2");
     print!("{}", vm1.exec(&format!("ping -c 4 {address}"))?);
     step("Every byte checked: 4 MB of TCP each way at once, from vm1 to vm2 and back");
@@ -140,17 +141,17 @@ fn remember(dir: &Path, pid: u32) -> Result<()> {
     Ok(writeln!(file, "{pid}")?)
 }
 
-fn explain(dir: &Path) -> Result<()> {
+fn explain(dir: &Path, first: &str, second: &str) -> Result<()> {
     step("Left running. To look around:");
     println!(
         "    export TANDEM_API_SOCKET={}",
         dir.join("run/api.sock").display()
     );
     println!("    {} port show vm1", built_program("tandem")?.display());
-    println!("    ci/demo --in vm1 ping -c 3 {}", GUESTS[1].1);
+    println!("    ci/demo --in vm1 ping -c 3 {second}");
     println!("    ci/demo --in vm2 ip address");
     if is_root() {
-        println!("    ping {}", GUESTS[0].1);
+        println!("    ping {first}");
     }
     println!("    less {}", dir.join("tandemd.log").display());
     println!("To end it:\n    ci/demo --stop");

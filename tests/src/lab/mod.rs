@@ -19,10 +19,11 @@ pub use guest::{Guest, GuestConfig, Nic, boot_all, boot_two};
 pub use image::{Qemu, qemus};
 pub use testpmd::{Testpmd, TestpmdConfig};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Ports and guests come up within this on a slow machine under emulation.
@@ -186,6 +187,19 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self")
         .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// The first three numbers of an IPv4 network that this host has no route to: one of those for
+/// documentation and tests (RFC 5737, RFC 2544).
+pub fn free_network() -> Result<&'static str> {
+    let output = Command::new("ip")
+        .args(["-4", "route", "show", "table", "all"])
+        .output()?;
+    let routes = String::from_utf8_lossy(&output.stdout).into_owned();
+    ["192.0.2", "198.51.100", "203.0.113", "198.18.66"]
+        .into_iter()
+        .find(|network| !routes.contains(&format!("{network}.")))
+        .context("every network for tests is in use on this host")
 }
 
 /// A program that was built with this one: `tandemd`, `tandem`, `guest-agent`.
