@@ -179,12 +179,13 @@ fn packed_not_mergeable() -> Result<()> {
     )
 }
 
-/// Frames in several buffers, each a descriptor of its own. Split rings only: DPDK marks the header
-/// of such a frame as writable by the device when its ring is packed, so there is none to read.
+/// Frames in several buffers, each a descriptor of its own. DPDK marks the header of such a frame
+/// as writable by the device when its ring is packed; it is read all the same.
 #[test]
 fn frames_in_pieces() -> Result<()> {
     scenario("testpmd_counts::frames_in_pieces", &NEEDS, |lab| {
         flood(lab, "packed_vq=0,in_order=1", 1, "64,128,1000")?;
-        flood(lab, "packed_vq=0,in_order=0", 1, "64,128,1000")
+        flood(lab, "packed_vq=0,in_order=0", 1, "64,128,1000")?;
+        flood(lab, "packed_vq=1", 1, "64,128,1000")
     })
 }

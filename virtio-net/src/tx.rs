@@ -241,11 +241,10 @@ fn take_chain<Q: Queue>(
     batch: &mut Batch,
 ) -> Result<Option<(Taken, FrameStart)>, RingError> {
     let mut f = batch.start_frame();
-    // A device-writable buffer in a TX chain holds nothing for us (2.7.4.2).
-    let taken = ring.take(memory, |addr, len, writable| {
-        if !writable {
-            batch.piece(&mut f, memory, addr, len);
-        }
+    // A network device has nothing to write in a TX chain (5.1.6.2). DPDK's packed rings mark the
+    // vnet header of a frame in several buffers as writable all the same, and mean it to be read.
+    let taken = ring.take(memory, |addr, len, _writable| {
+        batch.piece(&mut f, memory, addr, len);
     });
     match taken {
         Ok(Some(taken)) => {
