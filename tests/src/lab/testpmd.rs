@@ -93,32 +93,7 @@ impl TestpmdConfig {
 
     /// Starts testpmd and waits for its prompt.
     pub fn start(&self, dir: &Path) -> Result<Testpmd> {
-        let program = find_program("dpdk-testpmd").context("no dpdk-testpmd")?;
-        // Unbuffered, so that output and prompts come in order.
-        let stdbuf = find_program("stdbuf").context("no stdbuf")?;
-        let name = format!("testpmd-{}", self.name);
-        let mut process = Process::start(dir, &name, &stdbuf, Lifetime::Owner, |command| {
-            command
-                .args(["-o0", "-e0"])
-                .arg(program)
-                .args(self.command_line());
-            command.stdin(Stdio::piped()).stdout(Stdio::piped());
-            // DPDK's own files, otherwise below /run.
-            command.env("RUNTIME_DIRECTORY", dir);
-        })?;
-        let stdout = process.child().stdout.take().context("no output")?;
-        let stdin = process.child().stdin.take().context("no input")?;
-        let output = Arc::new(Transcript::default());
-        let transcript = output.clone();
-        let copy = std::fs::File::options().append(true).open(process.log())?;
-        std::thread::spawn(move || transcript.record(stdout, copy));
-        let mut testpmd = Testpmd {
-            process,
-            stdin: Some(stdin),
-            output,
-        };
-        testpmd.wait_prompt(0)?;
-        Ok(testpmd)
+        Testpmd::start(dir, &self.name, &self.command_line())
     }
 }
 
@@ -174,6 +149,33 @@ pub struct PortStats {
 }
 
 impl Testpmd {
+    /// Starts testpmd with a command line of the caller's, which has `-i`, and waits for its prompt.
+    pub fn start(dir: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        let program = find_program("dpdk-testpmd").context("no dpdk-testpmd")?;
+        // Unbuffered, so that output and prompts come in order.
+        let stdbuf = find_program("stdbuf").context("no stdbuf")?;
+        let name = format!("testpmd-{name}");
+        let mut process = Process::start(dir, &name, &stdbuf, Lifetime::Owner, |command| {
+            command.args(["-o0", "-e0"]).arg(program).args(arguments);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            // DPDK's own files, otherwise below /run.
+            command.env("RUNTIME_DIRECTORY", dir);
+        })?;
+        let stdout = process.child().stdout.take().context("no output")?;
+        let stdin = process.child().stdin.take().context("no input")?;
+        let output = Arc::new(Transcript::default());
+        let transcript = output.clone();
+        let copy = std::fs::File::options().append(true).open(process.log())?;
+        std::thread::spawn(move || transcript.record(stdout, copy));
+        let mut testpmd = Testpmd {
+            process,
+            stdin: Some(stdin),
+            output,
+        };
+        testpmd.wait_prompt(0)?;
+        Ok(testpmd)
+    }
+
     /// Runs a command and gives what it prints.
     pub fn command(&mut self, command: &str) -> Result<String> {
         let start = self
@@ -193,6 +195,15 @@ impl Testpmd {
     pub fn stats(&mut self) -> Result<PortStats> {
         let text = self.command("show port stats 0")?;
         parse_stats(&text).with_context(|| format!("no statistics in: {text}"))
+    }
+
+    /// Counters of every port, by its number.
+    pub fn all_stats(&mut self) -> Result<Vec<PortStats>> {
+        let text = self.command("show port stats all")?;
+        let sections = text.split("NIC statistics for port").skip(1);
+        sections
+            .map(|section| parse_stats(section).with_context(|| format!("no statistics: {text}")))
+            .collect()
     }
 
     /// Ends it in order.

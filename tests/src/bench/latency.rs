@@ -1,0 +1,126 @@
+//! How long one frame takes to another VM and back.
+//!
+//! The two VMs are drivers of our own that sleep until the switch calls them, as real guests do.
+//! They run in a process of their own with a real-time priority, so that their waking does not wait for the guests
+//! that make the load on the same CPU.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::GUEST_CPU;
+use super::cell::{Cell, Load};
+use super::guests::Guests;
+use super::measure::start_paused;
+use super::stats::Samples;
+use super::switch::{Kind, Layout, Switch};
+use crate::frontend::driver::{Config, Nic};
+use crate::frontend::frames;
+use crate::frontend::memory::RegionSpec;
+
+/// Long enough that an idle switch which can sleep does.
+const PAUSE: Duration = Duration::from_millis(2);
+const FRAMES: usize = 300;
+/// The ports of the two VMs; those of the load follow.
+const PROBES: usize = 2;
+
+/// Times of one switch, in microseconds.
+#[derive(Clone, Debug, Default)]
+pub struct Latency {
+    /// Nothing else is sent.
+    pub idle: Samples,
+    /// Two more VMs send each other as much as they can.
+    pub loaded: Samples,
+}
+
+impl Latency {
+    /// For the JSON: microseconds.
+    pub fn to_json(&self) -> Value {
+        let one = |s: &Samples| json!({"median": s.median(), "p99": s.quantile(0.99), "max": s.quantile(1.0), "frames": s.0.len()});
+        json!({"idle": one(&self.idle), "loaded": one(&self.loaded)})
+    }
+}
+
+/// Measures every switch, in rounds.
+pub fn run(dir: &Path, rounds: usize) -> Result<Vec<(Kind, Latency)>> {
+    let layout = Layout {
+        ports: PROBES + 2,
+        pairs: 1,
+        static_macs: true,
+    };
+    let mut switches = start_paused(dir, layout, &Kind::ALL)?;
+    let mut results = vec![Latency::default(); switches.len()];
+    for _ in 0..rounds {
+        for (switch, result) in switches.iter_mut().zip(&mut results) {
+            switch.resume()?;
+            let name = switch.kind().name();
+            turn(dir, switch, result).with_context(|| format!("the latency of {name}"))?;
+            switch.pause()?;
+        }
+    }
+    Ok(switches.iter().map(Switch::kind).zip(results).collect())
+}
+
+fn turn(dir: &Path, switch: &Switch, into: &mut Latency) -> Result<()> {
+    into.idle.0.extend(probe(switch)?);
+    let load = Cell::new("load").load(Load::Replay);
+    let mut guests = Guests::start(dir, &load, switch, PROBES)?;
+    guests.go()?;
+    let before = guests.watch(Duration::from_millis(200))?;
+    ensure!(before.delivered > 0.0, "the load does not flow");
+    into.loaded.0.extend(probe(switch)?);
+    guests.quit()
+}
+
+/// Runs [`exchange`] in a process with a real-time priority.
+fn probe(switch: &Switch) -> Result<Vec<f64>> {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "chrt", "--fifo", "50"]);
+    command.args(["taskset", "--cpu-list", &GUEST_CPU.to_string()]);
+    command.arg(std::env::current_exe()?).arg("probe");
+    command.args([switch.socket(0), switch.socket(1)]);
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!("the probe: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// A driver with one pair and little memory, on a port.
+pub fn small_nic(socket: &Path) -> Result<Nic> {
+    let config = Config {
+        regions: vec![RegionSpec::new(0, 4 << 20)],
+        transmit: (16, 2048),
+        ..Config::default()
+    };
+    Nic::start(socket, &config).with_context(|| format!("a VM on {}", socket.display()))
+}
+
+/// Sends frames there and back, one at a time; microseconds of each.
+pub fn exchange(first: &Path, second: &Path) -> Result<Vec<f64>> {
+    let mut nics = [small_nic(first)?, small_nic(second)?];
+    let mac = |port: u8| [2, 0, 0, 0, 1, port];
+    let mut times = Vec::with_capacity(FRAMES);
+    // The first few find tables empty and memory untouched.
+    for number in 0..(FRAMES + 10) as u64 {
+        let there = frames::numbered(mac(0), mac(1), number);
+        let back = frames::numbered(mac(1), mac(0), number);
+        std::thread::sleep(PAUSE);
+        let start = Instant::now();
+        nics[0].send_plain(&there);
+        receive(&mut nics[1], &there);
+        nics[1].send_plain(&back);
+        receive(&mut nics[0], &back);
+        if number >= 10 {
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    Ok(times)
+}
+
+fn receive(nic: &mut Nic, wanted: &[u8]) {
+    while nic.recv().1 != wanted {}
+}

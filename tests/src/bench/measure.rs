@@ -1,0 +1,132 @@
+//! Measures one cell on every switch, in rounds.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::cell::{Cell, Load};
+use super::guests::Guests;
+use super::stats::Samples;
+use super::switch::{Kind, Layout, Switch};
+
+/// Caches and tables fill before anything is counted.
+const WARM_UP: Duration = Duration::from_millis(400);
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Rounds in which each switch has one turn.
+    pub rounds: usize,
+    /// Time counted in each turn.
+    pub turn: Duration,
+}
+
+/// One switch in one cell, a sample from each round.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Millions of frames a second that the guests received.
+    pub delivered: Samples,
+    /// Millions a second that were accepted from the guests and did not arrive.
+    pub lost: Samples,
+    /// CPUs that the switch used.
+    pub cpu: Samples,
+    /// Tandem's counters of drops after the last round.
+    pub drops: Value,
+}
+
+/// One cell.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was measured.
+    pub cell: Cell,
+    /// On which switches.
+    pub results: Vec<(Kind, Measured)>,
+}
+
+impl Outcome {
+    /// What one switch did.
+    pub fn of(&self, kind: Kind) -> Option<&Measured> {
+        let mut results = self.results.iter();
+        results
+            .find(|(k, _)| *k == kind)
+            .map(|(_, measured)| measured)
+    }
+
+    /// Median frames a second of a switch, in millions.
+    pub fn median(&self, kind: Kind) -> Option<f64> {
+        Some(self.of(kind)?.delivered.median())
+    }
+}
+
+/// The switches a cell makes sense on: `io` knows pairs of ports only.
+fn kinds(cell: &Cell) -> Vec<Kind> {
+    let all = Kind::ALL.into_iter();
+    all.filter(|kind| *kind != Kind::Io || cell.load != Load::Incast)
+        .collect()
+}
+
+/// Measures a cell.
+pub fn cell(dir: &Path, cell: &Cell, effort: Effort) -> Result<Outcome> {
+    let layout = Layout {
+        ports: cell.ports,
+        pairs: cell.pairs,
+        static_macs: cell.real_addresses(),
+    };
+    let mut switches = start_paused(dir, layout, &kinds(cell))?;
+    let mut results: Vec<Measured> = switches.iter().map(|_| Measured::default()).collect();
+    for round in 0..effort.rounds {
+        for turn in 0..switches.len() {
+            // Nobody is always first, nor always behind the same other.
+            let n = (round + turn) % switches.len();
+            let switch = &mut switches[n];
+            let name = switch.kind().name();
+            take_turn(dir, cell, switch, effort.turn, &mut results[n])
+                .with_context(|| format!("{name} in the cell {}", cell.name))?;
+        }
+    }
+    for (switch, result) in switches.iter_mut().zip(&mut results) {
+        switch.resume()?;
+        result.drops = switch.drops()?;
+    }
+    Ok(Outcome {
+        cell: cell.clone(),
+        results: switches.iter().map(Switch::kind).zip(results).collect(),
+    })
+}
+
+/// Starts switches that wait for their turn.
+pub fn start_paused(dir: &Path, layout: Layout, kinds: &[Kind]) -> Result<Vec<Switch>> {
+    let start = |kind: &Kind| {
+        let mut switch = Switch::start(*kind, dir, layout)
+            .with_context(|| format!("starting {}", kind.name()))?;
+        switch.pause()?;
+        Ok(switch)
+    };
+    kinds.iter().map(start).collect()
+}
+
+fn take_turn(
+    dir: &Path,
+    cell: &Cell,
+    switch: &mut Switch,
+    time: Duration,
+    into: &mut Measured,
+) -> Result<()> {
+    switch.resume()?;
+    let mut guests = Guests::start(dir, cell, switch, 0)?;
+    guests.go()?;
+    std::thread::sleep(WARM_UP);
+    let (start, before) = (Instant::now(), switch.process().cpu_ticks()?);
+    let rate = guests.watch(time)?;
+    let after = switch.process().cpu_ticks()?;
+    let ticks_a_second = (after - before) as f64 / start.elapsed().as_secs_f64();
+    guests.quit()?;
+    switch.pause()?;
+    into.delivered.0.push(rate.delivered / 1e6);
+    let lost = (rate.sent - rate.delivered).max(0.0);
+    into.lost.0.push(lost / 1e6);
+    into.cpu.0.push(ticks_a_second / 100.0);
+    Ok(())
+}

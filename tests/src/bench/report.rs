@@ -1,0 +1,167 @@
+//! The results: tables for people, JSON for programs.
+
+use serde_json::{Map, Value, json};
+
+use super::cell::Cell;
+use super::idle::Idle;
+use super::latency::Latency;
+use super::measure::{Effort, Measured, Outcome};
+use super::switch::Kind;
+use super::verdict::{Verdict, judge};
+
+/// Everything a run found out.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Rates.
+    pub outcomes: Vec<Outcome>,
+    /// Times there and back.
+    pub latency: Vec<(Kind, Latency)>,
+    /// Cost of idleness.
+    pub idle: Vec<Idle>,
+}
+
+/// The first line of a cell table.
+pub fn heading() -> String {
+    format!(
+        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>8}",
+        "cell", "Tandem Mpps", "OVS-DPDK Mpps", "testpmd io Mpps", "/ OVS", "/ io", "our CPU"
+    )
+}
+
+/// One line of it: median, and in brackets smallest and largest.
+pub fn line(outcome: &Outcome) -> String {
+    let rate = |kind| match outcome.of(kind) {
+        None => "-".to_string(),
+        Some(Measured { delivered, .. }) => format!(
+            "{:.2} ({:.2}..{:.2})",
+            delivered.median(),
+            delivered.quantile(0.0),
+            delivered.quantile(1.0)
+        ),
+    };
+    let ratio = |kind| {
+        let ratio = outcome
+            .median(Kind::Tandem)
+            .zip(outcome.median(kind))
+            .map(|(a, b)| a / b);
+        ratio.map_or("-".to_string(), |ratio| format!("{ratio:.2}"))
+    };
+    let cpu = outcome
+        .of(Kind::Tandem)
+        .map_or(f64::NAN, |m| m.cpu.median());
+    format!(
+        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>7.0}%",
+        outcome.cell.name,
+        rate(Kind::Tandem),
+        rate(Kind::Ovs),
+        rate(Kind::Io),
+        ratio(Kind::Ovs),
+        ratio(Kind::Io),
+        100.0 * cpu
+    )
+}
+
+impl Report {
+    /// What is below the cells: latency, idleness, verdicts.
+    pub fn rest(&self) -> String {
+        let mut text = String::new();
+        for (kind, times) in &self.latency {
+            text += &format!(
+                "there and back, {:7} idle: median {:.0} us, p99 {:.0} us; loaded: median {:.0} us, p99 {:.0} us\n",
+                kind.name(),
+                times.idle.median(),
+                times.idle.quantile(0.99),
+                times.loaded.median(),
+                times.loaded.quantile(0.99)
+            );
+        }
+        for idle in &self.idle {
+            let Idle { kind, ports, cpu } = idle;
+            text += &format!(
+                "idle, {:7} {ports:3} ports: {:.1} % of a CPU\n",
+                kind.name(),
+                100.0 * cpu
+            );
+        }
+        for verdict in self.verdicts() {
+            text += &format!(
+                "{} {:45} {:9.2}, wanted {} {}\n",
+                if verdict.met() { "ok    " } else { "MISSED" },
+                verdict.what,
+                verdict.value,
+                if verdict.at_most {
+                    "at most"
+                } else {
+                    "at least"
+                },
+                verdict.wanted
+            );
+        }
+        text
+    }
+
+    fn verdicts(&self) -> Vec<Verdict> {
+        judge(&self.outcomes, &self.latency)
+    }
+
+    /// The whole run. `conditions` says where and when.
+    pub fn to_json(&self, effort: Effort, conditions: Value) -> Value {
+        let latency = self.latency.iter();
+        let latency = latency.map(|(kind, times)| (kind.name().to_string(), times.to_json()));
+        let idle = self
+            .idle
+            .iter()
+            .map(|i| json!({"switch": i.kind.name(), "ports": i.ports, "cpus": i.cpu}));
+        let verdicts = self.verdicts().into_iter().map(|v| {
+            json!({"what": v.what, "value": v.value, "wanted": v.wanted,
+                "limit": if v.at_most { "at_most" } else { "at_least" }, "met": v.met()})
+        });
+        json!({
+            "conditions": conditions,
+            "rounds": effort.rounds,
+            "seconds_per_turn": effort.turn.as_secs_f64(),
+            "cells": self.outcomes.iter().map(outcome_json).collect::<Vec<_>>(),
+            "latency_us": latency.collect::<Map<_, _>>(),
+            "idle": idle.collect::<Vec<_>>(),
+            "verdicts": verdicts.collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn outcome_json(outcome: &Outcome) -> Value {
+    let Cell {
+        name,
+        load,
+        size,
+        flows,
+        ports,
+        pairs,
+        packed,
+        in_order,
+        mergeable,
+        touched,
+    } = &outcome.cell;
+    let results = outcome.results.iter().map(|(kind, measured)| {
+        let value = json!({
+            "delivered_mpps": measured.delivered.to_json(),
+            "gbit": measured.delivered.median() * size.mean() * 8.0 / 1e3,
+            "lost_mpps": measured.lost.to_json(),
+            "cpus": measured.cpu.to_json(),
+            "drops": measured.drops,
+        });
+        (kind.name().to_string(), value)
+    });
+    json!({
+        "name": name,
+        "load": format!("{load:?}").to_lowercase(),
+        "mean_bytes": size.mean(),
+        "flows": flows,
+        "ports": ports,
+        "queue_pairs": pairs,
+        "ring": if *packed { "packed" } else { "split" },
+        "in_order": in_order,
+        "mergeable": mergeable,
+        "touched": touched,
+        "results": results.collect::<Map<_, _>>(),
+    })
+}
