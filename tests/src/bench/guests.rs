@@ -91,6 +91,11 @@ impl Guests {
         Ok((now, sent, received.sum()))
     }
 
+    /// Clock ticks of CPU time used so far.
+    pub fn cpu_ticks(&mut self) -> Result<u64> {
+        self.testpmd.process().cpu_ticks()
+    }
+
     /// Ends them in order, so that the switch sees every port go.
     pub fn quit(mut self) -> Result<()> {
         self.testpmd.quit()

@@ -20,6 +20,8 @@ use super::switch::{Kind, Layout, Switch};
 use crate::frontend::driver::{Config, Nic};
 use crate::frontend::frames;
 use crate::frontend::memory::RegionSpec;
+use crate::frontend::spec;
+use crate::lab::PATIENCE;
 
 /// Long enough that an idle switch which can sleep does.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -94,7 +96,7 @@ pub fn small_nic(socket: &Path) -> Result<Nic> {
     let config = Config {
         regions: vec![RegionSpec::new(0, 4 << 20)],
         transmit: (16, 2048),
-        ..Config::default()
+        ..Config::with(spec::MRG_RXBUF)
     };
     Nic::start(socket, &config).with_context(|| format!("a VM on {}", socket.display()))
 }
@@ -102,25 +104,47 @@ pub fn small_nic(socket: &Path) -> Result<Nic> {
 /// Sends frames there and back, one at a time; microseconds of each.
 pub fn exchange(first: &Path, second: &Path) -> Result<Vec<f64>> {
     let mut nics = [small_nic(first)?, small_nic(second)?];
-    let mac = |port: u8| [2, 0, 0, 0, 1, port];
     let mut times = Vec::with_capacity(FRAMES);
-    // The first few find tables empty and memory untouched.
-    for number in 0..(FRAMES + 10) as u64 {
-        let there = frames::numbered(mac(0), mac(1), number);
-        let back = frames::numbered(mac(1), mac(0), number);
+    acquaint(&mut nics)?;
+    for number in 0..FRAMES as u64 {
         std::thread::sleep(PAUSE);
         let start = Instant::now();
-        nics[0].send_plain(&there);
-        receive(&mut nics[1], &there);
-        nics[1].send_plain(&back);
-        receive(&mut nics[0], &back);
-        if number >= 10 {
-            times.push(start.elapsed().as_secs_f64() * 1e6);
-        }
+        let [first, second] = &mut nics;
+        pass(first, second, [0, 1], number);
+        pass(second, first, [1, 0], number);
+        times.push(start.elapsed().as_secs_f64() * 1e6);
     }
     Ok(times)
 }
 
-fn receive(nic: &mut Nic, wanted: &[u8]) {
-    while nic.recv().1 != wanted {}
+/// A switch may take a while to find out that its ports are connected; until then frames are lost.
+/// The first frames also find tables empty and memory untouched.
+fn acquaint(nics: &mut [Nic; 2]) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    let mut seen = [0, 0];
+    while seen != [10, 10] {
+        ensure!(Instant::now() < end, "no frame gets through");
+        for (from, to) in [(0, 1), (1, 0)] {
+            nics[from].send_plain(&frame([from as u8, to as u8], u64::MAX));
+            nics[to].pairs[0]
+                .rx
+                .wait_used_until(Instant::now() + Duration::from_millis(20));
+            while nics[to].try_recv(0).is_some() {
+                seen[to] = 10.min(seen[to] + 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn frame([from, to]: [u8; 2], number: u64) -> Vec<u8> {
+    let mac = |port: u8| [2, 0, 0, 0, 1, port];
+    frames::numbered(mac(from), mac(to), number)
+}
+
+/// Sends a frame from one to the other, and waits until it is there.
+fn pass(from: &mut Nic, to: &mut Nic, ports: [u8; 2], number: u64) {
+    let frame = frame(ports, number);
+    from.send_plain(&frame);
+    while to.recv().1 != frame {}
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::cell::{Cell, Load};
-use super::guests::Guests;
+use super::guests::{Guests, Rate};
+use super::quiet::{self, Moment};
 use super::stats::Samples;
 use super::switch::{Kind, Layout, Switch};
 
@@ -32,6 +33,8 @@ pub struct Measured {
     pub lost: Samples,
     /// CPUs that the switch used.
     pub cpu: Samples,
+    /// CPUs that others used meanwhile: should be next to none.
+    pub others: Samples,
     /// Tandem's counters of drops after the last round.
     pub drops: Value,
 }
@@ -76,14 +79,23 @@ pub fn cell(dir: &Path, cell: &Cell, effort: Effort) -> Result<Outcome> {
     };
     let mut switches = start_paused(dir, layout, &kinds(cell))?;
     let mut results: Vec<Measured> = switches.iter().map(|_| Measured::default()).collect();
+    let mut repetitions = effort.rounds;
     for round in 0..effort.rounds {
         for turn in 0..switches.len() {
             // Nobody is always first, nor always behind the same other.
             let n = (round + turn) % switches.len();
             let switch = &mut switches[n];
             let name = switch.kind().name();
-            take_turn(dir, cell, switch, effort.turn, &mut results[n])
-                .with_context(|| format!("{name} in the cell {}", cell.name))?;
+            let turn = loop {
+                quiet::wait()?;
+                let turn = take_turn(dir, cell, switch, effort.turn)
+                    .with_context(|| format!("{name} in the cell {}", cell.name))?;
+                if turn.others <= quiet::TOLERATED || repetitions == 0 {
+                    break turn;
+                }
+                repetitions -= 1;
+            };
+            results[n].add(&turn);
         }
     }
     for (switch, result) in switches.iter_mut().zip(&mut results) {
@@ -107,26 +119,35 @@ pub fn start_paused(dir: &Path, layout: Layout, kinds: &[Kind]) -> Result<Vec<Sw
     kinds.iter().map(start).collect()
 }
 
-fn take_turn(
-    dir: &Path,
-    cell: &Cell,
-    switch: &mut Switch,
-    time: Duration,
-    into: &mut Measured,
-) -> Result<()> {
+/// What was seen in one turn.
+struct Turn {
+    rate: Rate,
+    cpu: f64,
+    others: f64,
+}
+
+impl Measured {
+    fn add(&mut self, turn: &Turn) {
+        let Rate { delivered, sent } = turn.rate;
+        self.delivered.0.push(delivered / 1e6);
+        self.lost.0.push((sent - delivered).max(0.0) / 1e6);
+        self.cpu.0.push(turn.cpu);
+        self.others.0.push(turn.others);
+    }
+}
+
+fn take_turn(dir: &Path, cell: &Cell, switch: &mut Switch, time: Duration) -> Result<Turn> {
     switch.resume()?;
     let mut guests = Guests::start(dir, cell, switch, 0)?;
     guests.go()?;
     std::thread::sleep(WARM_UP);
     let (start, before) = (Instant::now(), switch.process().cpu_ticks()?);
+    let from = Moment::now(before + guests.cpu_ticks()?)?;
     let rate = guests.watch(time)?;
     let after = switch.process().cpu_ticks()?;
-    let ticks_a_second = (after - before) as f64 / start.elapsed().as_secs_f64();
+    let cpu = (after - before) as f64 / 100.0 / start.elapsed().as_secs_f64();
+    let others = from.others_until(&Moment::now(after + guests.cpu_ticks()?)?);
     guests.quit()?;
     switch.pause()?;
-    into.delivered.0.push(rate.delivered / 1e6);
-    let lost = (rate.sent - rate.delivered).max(0.0);
-    into.lost.0.push(lost / 1e6);
-    into.cpu.0.push(ticks_a_second / 100.0);
-    Ok(())
+    Ok(Turn { rate, cpu, others })
 }

@@ -13,6 +13,7 @@ pub mod latency;
 pub mod measure;
 pub mod ovs;
 pub mod plan;
+pub mod quiet;
 pub mod replay;
 pub mod report;
 pub mod stats;

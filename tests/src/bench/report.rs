@@ -23,8 +23,15 @@ pub struct Report {
 /// The first line of a cell table.
 pub fn heading() -> String {
     format!(
-        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>8}",
-        "cell", "Tandem Mpps", "OVS-DPDK Mpps", "testpmd io Mpps", "/ OVS", "/ io", "our CPU"
+        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>8} {:>7}",
+        "cell",
+        "Tandem Mpps",
+        "OVS-DPDK Mpps",
+        "testpmd io Mpps",
+        "/ OVS",
+        "/ io",
+        "our CPU",
+        "others"
     )
 }
 
@@ -49,15 +56,18 @@ pub fn line(outcome: &Outcome) -> String {
     let cpu = outcome
         .of(Kind::Tandem)
         .map_or(f64::NAN, |m| m.cpu.median());
+    let others = outcome.results.iter();
+    let others = others.fold(0.0_f64, |most, (_, m)| most.max(m.others.quantile(1.0)));
     format!(
-        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>7.0}%",
+        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>7.0}% {:>6.0}%",
         outcome.cell.name,
         rate(Kind::Tandem),
         rate(Kind::Ovs),
         rate(Kind::Io),
         ratio(Kind::Ovs),
         ratio(Kind::Io),
-        100.0 * cpu
+        100.0 * cpu,
+        100.0 * others
     )
 }
 
@@ -147,6 +157,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
             "gbit": measured.delivered.median() * size.mean() * 8.0 / 1e3,
             "lost_mpps": measured.lost.to_json(),
             "cpus": measured.cpu.to_json(),
+            "cpus_of_others": measured.others.to_json(),
             "drops": measured.drops,
         });
         (kind.name().to_string(), value)
