@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -31,7 +29,6 @@ pub struct Rig {
 impl Rig {
     /// Starts the daemon with a `--port` for each of `ports`, written as there: `NAME,key=value…`.
     pub fn new(ports: &[&str]) -> Result<Self> {
-        build_daemon()?;
         let lab = Lab::new()?;
         let daemon = Daemon::with_ports(lab.path(), ports)?;
         Self::watch(lab, daemon)
@@ -39,7 +36,6 @@ impl Rig {
 
     /// Starts the daemon with a configuration file.
     pub fn with_config(text: &str) -> Result<Self> {
-        build_daemon()?;
         let lab = Lab::new()?;
         let file = lab.path().join("tandem.toml");
         std::fs::write(&file, text)?;
@@ -212,30 +208,6 @@ impl Drop for Rig {
             }
         }
     }
-}
-
-/// Builds the daemon once, so that a test never runs yesterday's. Programs named by
-/// `TANDEM_BIN_DIR` are taken as they are.
-fn build_daemon() -> Result<()> {
-    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let Some(cargo) = std::env::var_os("CARGO") else {
-            return Ok(());
-        };
-        if std::env::var_os("TANDEM_BIN_DIR").is_some() {
-            return Ok(());
-        }
-        let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--package", "tandem", "--bins"]);
-        if !cfg!(debug_assertions) {
-            command.arg("--release");
-        }
-        match command.status() {
-            Ok(status) if status.success() => Ok(()),
-            _ => Err("tandemd could not be built: run cargo build".to_string()),
-        }
-    });
-    built.clone().map_err(anyhow::Error::msg)
 }
 
 /// All counters of a daemon.

@@ -1,7 +1,7 @@
 //! The daemon under test.
 
 use super::process::{Lifetime, Process, signal};
-use super::{PATIENCE, built_program, wait_until};
+use super::{PATIENCE, build_daemon, built_program, wait_until};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::os::unix::net::UnixDatagram;
@@ -44,6 +44,7 @@ impl Daemon {
     }
 
     fn launch(dir: &Path, arguments: Vec<String>, lifetime: Lifetime) -> Result<Self> {
+        build_daemon()?;
         // The daemon tells a service manager when it is ready (sd_notify(3)): we are the manager.
         let notify = dir.join("notify");
         let _ = std::fs::remove_file(&notify);

@@ -12,6 +12,7 @@ pub mod image;
 pub mod payload;
 pub mod process;
 pub mod qmp;
+pub mod readme;
 pub mod testpmd;
 
 pub use daemon::Daemon;
@@ -24,6 +25,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Ports and guests come up within this on a slow machine under emulation.
@@ -36,6 +38,8 @@ pub enum Need {
     Guests,
     /// QEMU 10 beside an older system QEMU.
     NewerQemu,
+    /// Hardware virtualisation with which a guest really boots. Named after [`Need::Guests`].
+    Kvm,
     /// Root, for TAP devices.
     Root,
     /// A program on the PATH, and the package it comes from.
@@ -52,6 +56,11 @@ impl Need {
             Need::NewerQemu => qemus().is_ok_and(|found| found.len() < 2).then(|| {
                 "no second QEMU: the system's is new, or there are no backports".to_string()
             }),
+            Need::Kvm => match image::accelerator() {
+                Ok(image::Accelerator::Kvm) => None,
+                Ok(image::Accelerator::Tcg) => Some("no guest boots with KVM here".to_string()),
+                Err(error) => Some(format!("KVM could not be tried: {error:#}")),
+            },
             Need::Root => (!is_root()).then(|| "needs root".to_string()),
             Need::Program(program, package) => find_program(program)
                 .is_none()
@@ -226,4 +235,28 @@ pub fn built_program(name: &str) -> Result<PathBuf> {
         Some(file) => Ok(file),
         None => bail!("{name} is not built: run cargo build"),
     }
+}
+
+/// Builds the daemon once, so that a test never runs yesterday's. Programs named by
+/// `TANDEM_BIN_DIR` are taken as they are, as are all when cargo did not start this one.
+pub fn build_daemon() -> Result<()> {
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let Some(cargo) = std::env::var_os("CARGO") else {
+            return Ok(());
+        };
+        if std::env::var_os("TANDEM_BIN_DIR").is_some() {
+            return Ok(());
+        }
+        let mut command = Command::new(cargo);
+        command.args(["build", "--quiet", "--package", "tandem", "--bins"]);
+        if !cfg!(debug_assertions) {
+            command.arg("--release");
+        }
+        match command.status() {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err("tandemd could not be built: run cargo build".to_string()),
+        }
+    });
+    built.clone().map_err(anyhow::Error::msg)
 }
