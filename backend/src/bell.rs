@@ -118,12 +118,14 @@ impl Watch {
     /// bell since then: look again soon.
     fn look(&mut self) -> bool {
         let mut busy = false;
+        let before = std::mem::take(&mut self.seen);
         lock(&RINGERS).retain(|ringer| {
             let Some(ringer) = ringer.upgrade() else {
                 return false;
             };
             let turn = ringer.turn.load(Ordering::Relaxed);
-            let before = self.seen.insert(ringer.thread, turn);
+            let before = before.get(&ringer.thread).copied();
+            self.seen.insert(ringer.thread, turn);
             busy |= before != Some(turn) || turn % 2 == 1;
             if turn % 2 == 1 && before == Some(turn) {
                 sys::interrupt(ringer.thread);

@@ -4,8 +4,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::fd::OwnedFd;
 use tandem_uplink::{Forwarder, Now, Tap};
 use tandem_virtio_net::{Batch, Scratch};
+
+use crate::port::lock;
 
 /// After so long without a frame the flow cache may shrink.
 const QUIET: Timespec = Timespec {
@@ -30,6 +32,8 @@ pub(crate) struct HostThread {
 struct Stop {
     asked: AtomicBool,
     event: OwnedFd,
+    /// Why nothing is read any more.
+    lost: Mutex<Option<String>>,
 }
 
 impl HostThread {
@@ -44,6 +48,7 @@ impl HostThread {
         let stop = Arc::new(Stop {
             asked: AtomicBool::new(false),
             event,
+            lost: Mutex::default(),
         });
         let mine = Arc::clone(&stop);
         let name: String = name.chars().filter(char::is_ascii).take(15).collect();
@@ -57,6 +62,11 @@ impl HostThread {
             stop,
             thread: Some(thread),
         })
+    }
+
+    /// Why the port is down, if it is.
+    pub(crate) fn lost(&self) -> Option<String> {
+        lock(&self.stop.lost).clone()
     }
 }
 
@@ -85,17 +95,24 @@ fn run(stop: &Stop, tap: &Tap, mut forwarder: Forwarder) {
             }
             Ok(_) => forwarder.forward(&mut batch, &mut scratch, Now::monotonic()),
             Err(e) => {
-                error!("reading from the TAP failed: {e}");
-                // It may come back; meanwhile this is no busy loop.
-                std::thread::sleep(Duration::from_millis(100));
+                error!(
+                    "TAP {}: {e}; its port is down until it is added again",
+                    tap.name()
+                );
+                *lock(&stop.lost) = Some(format!(
+                    "the device {} was removed ({e}): remove the port and add it again",
+                    tap.name()
+                ));
+                wait(&[stop.event.as_fd()], None);
             }
         }
         batch.clear();
+        scratch.call_all();
     }
 }
 
 /// Waits until there is something to read; false if the time was up before.
-fn wait(fds: &[BorrowedFd<'_>; 2], time: Option<Timespec>) -> bool {
+fn wait<const N: usize>(fds: &[BorrowedFd<'_>; N], time: Option<Timespec>) -> bool {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     match rustix::event::poll(&mut polled, time.as_ref()) {
         Ok(n) => n != 0,

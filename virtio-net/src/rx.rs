@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::counters::{Counters, DropReason};
-use crate::frame::Batch;
+use crate::frame::{BURST, Batch};
 use crate::memory::{MAX_PARTS, Memory, Scatter};
 use crate::offload::{self, Segmenter, Treatment};
 use crate::queue::{Call, QueueState, Stopped};
@@ -34,10 +34,12 @@ struct Chains {
     descriptors: u32,
 }
 
-/// Room to complete offloads in software, one for each thread.
+/// What a thread needs beside the batch: room to complete offloads in software, and whom to notify
+/// when the burst is done.
 pub struct Scratch {
     frame: Box<[u8]>,
     segment: Box<[u8]>,
+    calls: Vec<Arc<dyn Call>>,
 }
 
 impl Default for Scratch {
@@ -46,6 +48,7 @@ impl Default for Scratch {
         Self {
             frame: room(),
             segment: room(),
+            calls: Vec::with_capacity(BURST),
         }
     }
 }
@@ -54,6 +57,18 @@ impl Scratch {
     /// Room for a whole frame with its vnet header, and for a segment made of it.
     pub fn rooms(&mut self) -> (&mut [u8], &mut [u8]) {
         (&mut self.frame, &mut self.segment)
+    }
+
+    /// Keeps a call for [`Scratch::call_all`], once.
+    pub fn keep_call(&mut self, call: Arc<dyn Call>) {
+        if !self.calls.iter().any(|c| Arc::ptr_eq(c, &call)) {
+            self.calls.push(call);
+        }
+    }
+
+    /// Notifies the guests that a burst went to, when no lock is held any more.
+    pub fn call_all(&mut self) {
+        self.calls.drain(..).for_each(|call| call.call());
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use tandem_uplink::Switch;
+use tandem_uplink::{Switch, Tap};
 use tandem_virtio_net::Counters;
 use tandem_virtio_net::spec::feature_names;
 
 use super::Port;
 use super::build::Outside;
+use crate::host::HostThread;
 use crate::port::{GuestPort, Pair};
 use crate::status::{
     DirectionCounters, PortCounters, PortState, PortStatus, QueueStatus, RingFormat, SessionStatus,
@@ -24,8 +25,13 @@ pub(super) fn port(port: &Port) -> PortStatus {
     };
     match &port.outside {
         Outside::Guest { port, endpoint } => guest(port, &endpoint.status(), status),
-        Outside::Host { tap, .. } => PortStatus {
-            state: PortState::Up,
+        Outside::Host { tap, thread } => PortStatus {
+            state: if host_reason(tap, thread).is_none() {
+                PortState::Up
+            } else {
+                PortState::Down
+            },
+            reason: host_reason(tap, thread),
             counters: PortCounters {
                 from_vm: DirectionCounters::from(&**tap.from_vm()),
                 to_vm: DirectionCounters::from(&**tap.to_vm()),
@@ -33,6 +39,14 @@ pub(super) fn port(port: &Port) -> PortStatus {
             ..status
         },
     }
+}
+
+/// Why the host's port is down, if it is.
+fn host_reason(tap: &Tap, thread: &HostThread) -> Option<String> {
+    thread.lost().or_else(|| {
+        let down = !tap.link_is_up();
+        down.then(|| format!("the link of {0} is down: ip link set {0} up", tap.name()))
+    })
 }
 
 fn guest(port: &GuestPort, session: &vhost::SessionStatus, status: PortStatus) -> PortStatus {

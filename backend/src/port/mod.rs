@@ -1,7 +1,7 @@
 //! A guest's port: its queue pairs, what it offers the VM, and how frames reach it.
 //!
 //! Locks, in the order they may be taken: a pair's `tx`, then one foreign pair's `rx`. Neither is
-//! held across a system call that can block. Control (a vhost-user session, the API) takes them
+//! held across a system call that can block: guests are notified when a burst is done. Control (a vhost-user session, the API) takes them
 //! one at a time to start, stop and swap, so that when it returns nobody uses what was before.
 
 mod device;
@@ -9,7 +9,7 @@ mod pair;
 
 use std::hash::BuildHasher;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::SharedSeed;
@@ -80,7 +80,6 @@ pub struct GuestPort {
     active: AtomicU32,
     /// Bit N: pair N's RX ring runs and is enabled, but its driver has posted nothing yet.
     unpopulated: AtomicU32,
-    ready: AtomicBool,
     /// Of the port as a whole: what the switch drops.
     pub from_vm: Arc<Counters>,
     segmented_frames: AtomicU64,
@@ -102,7 +101,6 @@ impl GuestPort {
             acked: AtomicU64::new(0),
             active: AtomicU32::new(0),
             unpopulated: AtomicU32::new(0),
-            ready: AtomicBool::new(false),
             from_vm: Arc::default(),
             segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
@@ -193,9 +191,11 @@ impl GuestPort {
             .enumerate()
             .filter(|(i, _)| waiting & 1 << i != 0)
         {
-            if lock(&pair.rx).is_populated() {
-                self.unpopulated.fetch_and(!(1 << i), Ordering::Relaxed);
+            // The masks follow the ring: both are changed with its lock held.
+            let mut rx = lock(&pair.rx);
+            if rx.is_running() && rx.is_enabled() && rx.is_populated() {
                 self.active.fetch_or(1 << i, Ordering::Relaxed);
+                self.unpopulated.fetch_and(!(1 << i), Ordering::Relaxed);
             }
         }
     }
@@ -214,10 +214,6 @@ impl GuestPort {
         };
         set(&self.active, populated);
         set(&self.unpopulated, up && !populated);
-        drop(rx);
-        let any =
-            (self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed)) != 0;
-        self.ready.store(any, Ordering::Relaxed);
     }
 
     /// The pair that the flow of frame `i` goes to.
@@ -290,6 +286,7 @@ impl Outlet for GuestPort {
     }
 
     fn ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        // In this order: a pair that gets its first buffers goes from one to the other.
+        (self.unpopulated.load(Ordering::Acquire) | self.active.load(Ordering::Relaxed)) != 0
     }
 }

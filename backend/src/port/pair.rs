@@ -71,6 +71,7 @@ impl Pair {
         batch.clear();
         let call = queue.complete();
         drop(tx);
+        scratch.call_all();
         if let Some(call) = call {
             call.call();
         }
@@ -122,9 +123,7 @@ impl Pair {
             let mut rx = lock(&self.rx);
             let filled = rx.fill(batch, frames, scratch, &self.to_vm);
             drop(rx);
-            if let Some(call) = filled.call {
-                call.call();
-            }
+            filled.call.into_iter().for_each(|c| scratch.keep_call(c));
             segmented.frames += filled.segmented.0;
             segmented.segments += filled.segmented.1;
             frames = &frames[filled.done..];

@@ -119,9 +119,17 @@ impl Gate {
             Self::Listening {
                 file: Some(file), ..
             } => {
+                let path = file.path.display();
+                let who = fs::metadata(&file.path).map(|m| {
+                    let (uid, gid, mode) = (m.uid(), m.gid(), m.mode() & 0o777);
+                    format!(
+                        " (owner {uid}, group {gid}, mode {mode:04o}; a VMM that runs as another \
+                         user needs socket_group)"
+                    )
+                });
                 format!(
-                    "no VMM is connected: start one with a vhost-user NIC at {}",
-                    file.path.display()
+                    "no VMM is connected: start one with a vhost-user NIC at {path}{}",
+                    who.unwrap_or_default()
                 )
             }
             Self::Listening { file: None, .. } => {

@@ -79,6 +79,14 @@ pub(super) fn set_up(name: &str) -> io::Result<()> {
     configure(libc::SIOCSIFFLAGS as c_ulong, &mut request)
 }
 
+/// Is the link of the device `name` set up?
+pub(super) fn is_up(name: &str) -> io::Result<bool> {
+    let mut request = request(name);
+    configure(libc::SIOCGIFFLAGS as c_ulong, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS has filled in this field of the union.
+    Ok(unsafe { request.ifr_ifru.ifru_flags } & libc::IFF_UP as c_short != 0)
+}
+
 /// Gives the device `name` a MAC address.
 pub(super) fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let mut request = request(name);

@@ -148,6 +148,11 @@ impl Tap {
         })
     }
 
+    /// Is its link up? Somebody else may have set it down, or removed the device.
+    pub fn link_is_up(&self) -> bool {
+        sys::is_up(&self.name).unwrap_or(false)
+    }
+
     /// The name of the device.
     pub fn name(&self) -> &str {
         &self.name
