@@ -58,3 +58,30 @@ fn host_and_guest_reach_each_other() -> Result<()> {
         Ok(())
     })
 }
+
+/// Somebody sets the link down, or removes the device: the port says so, and is added again.
+#[test]
+fn a_device_that_is_taken_away_is_named() -> Result<()> {
+    let name = "guests_host::a_device_that_is_taken_away_is_named";
+    scenario(name, &[Need::Root], |lab| {
+        let tap = "tandem-gone";
+        let daemon = Daemon::with_ports(lab.path(), &[&format!("host,tap={tap}")])?;
+        ensure!(daemon.port("host")?.is_up(), "the host port is not up");
+        ip(&format!("link set {tap} down"))?;
+        let port = daemon.port("host")?;
+        let words = format!("ip link set {tap} up");
+        ensure!(
+            !port.is_up() && port.reason().contains(&words),
+            "{}",
+            port.reason()
+        );
+        ip(&format!("link del {tap}"))?;
+        daemon.wait_port("host", "is gone", |port| {
+            port.reason().contains("was removed")
+        })?;
+        daemon.cli(&["port", "remove", "host"])?;
+        daemon.cli(&["port", "add", "host", "--tap", tap])?;
+        ensure!(daemon.port("host")?.is_up(), "the host port is not back");
+        daemon.stop()
+    })
+}
