@@ -83,7 +83,8 @@ fn a_port_is_added_listed_shown_and_removed() {
     assert!(!socket.exists());
     assert_eq!(
         ok(&daemon.tandem(&["port", "del", "db1"])),
-        "port db1 removed\n"
+        "port db1 removed; the command line of tandemd names db1: it comes back at the next start \
+         unless it is taken out there\n"
     );
     assert!(ok(&daemon.tandem(&["port", "list"])).contains("tandem port add"));
 }
@@ -277,4 +278,15 @@ fn a_socket_of_others_is_told() {
         1,
         &["may not be opened", "group tandem"],
     );
+}
+
+#[test]
+fn a_removed_port_of_the_command_line_is_said_to_come_back() {
+    let daemon = Daemon::start(&["--port", "web1"]);
+    let removed = daemon.tandem(&["port", "remove", "web1"]);
+    let words = ok(&removed);
+    for word in ["port web1 removed", "command line", "comes back"] {
+        assert!(words.contains(word), "no {word:?} in: {words}");
+    }
+    assert!(!daemon.path("run/web1.sock").exists());
 }

@@ -470,6 +470,20 @@ fn wrong_ports_on_the_command_line_are_refused() {
 }
 
 #[test]
+fn a_port_given_twice_is_refused() {
+    let (one, two) = ("web1,queue_pairs=4", "web1,queue_pairs=2");
+    let done = done(&mut tandemd(&["--check", "--port", one, "--port", two]));
+    assert_eq!(
+        (done.code, done.err.lines().count()),
+        (Some(1), 1),
+        "{done:?}"
+    );
+    for word in ["--port web1: ", "given twice", "in one --port"] {
+        assert!(done.err.contains(word), "no {word:?} in: {}", done.err);
+    }
+}
+
+#[test]
 fn all_problems_are_reported_at_once() {
     let done = check("[port.a]\nmut = 1\nmtu = 1\nvlan = 0\n[port.b]\nswitch = 'x'\n[porst.c]\n");
     assert_eq!(done.code, Some(1));

@@ -323,3 +323,43 @@ fn a_backend_program_takes_an_inherited_socket() {
     let wrong = done(&mut tandemd(&["--check", "--fd", &number]));
     assert!(wrong.err.contains("is no socket"), "{}", wrong.err);
 }
+
+#[test]
+fn a_port_set_over_the_api_is_the_same_after_a_restart() {
+    let line = ["--port", "web1,trunk_vlans=1+2"];
+    let daemon = Daemon::start(&line);
+    let put = daemon.http("PUT", "/api/v1/ports/web1", r#"{"vlan": 7}"#);
+    assert_eq!(put.status, 200, "{put:?}");
+    let before = daemon.http("GET", "/api/v1/ports/web1", "").json;
+    let daemon = Daemon::start_in(daemon.stop(), &line);
+    assert_eq!(daemon.http("GET", "/api/v1/ports/web1", "").json, before);
+}
+
+#[test]
+fn a_saved_port_whose_switch_is_gone_stops_no_other() {
+    let (_keep, path) = config("[switch.blue]\n");
+    let daemon = Daemon::start(&["--config", &path, "--port", "web1"]);
+    let blue = r#"{"switch": "blue"}"#;
+    assert_eq!(daemon.http("PUT", "/api/v1/ports/web2", blue).status, 201);
+    let daemon = Daemon::start_in(daemon.stop(), &["--port", "web1"]);
+    assert!(daemon.path("run/web1.sock").exists());
+    let log = daemon.log();
+    let warning = log.lines().find(|line| line.contains("WARN")).unwrap();
+    for word in ["port web2", "no switch blue", "tandem port remove web2"] {
+        assert!(warning.contains(word), "no {word:?} in: {warning}");
+    }
+    let list = daemon.tandem(&["port", "list"]);
+    let row = list
+        .out
+        .lines()
+        .find(|line| line.starts_with("web2"))
+        .unwrap();
+    assert!(row.contains("down"), "{row}");
+    let shown = daemon.tandem(&["port", "show", "web2"]);
+    assert!(shown.out.contains("no switch blue"), "{}", shown.out);
+    assert_eq!(daemon.tandem(&["port", "remove", "web2"]).code, Some(0));
+    let dir = daemon.stop();
+    std::fs::write(dir.path().join("log"), "").unwrap();
+    let daemon = Daemon::start_in(dir, &["--port", "web1"]);
+    assert!(!daemon.log().contains("web2"), "{}", daemon.log());
+}

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
-use crate::control::{Control, Put, RefusedKind};
+use crate::control::{Control, Put, RefusedKind, Removed};
 use crate::status::Ports;
 
 /// Bytes of a request's body.
@@ -102,8 +102,16 @@ async fn put(
 
 async fn remove(State(control): Shared, Path(name): Path<String>) -> Answer {
     blocking(move || {
-        control.remove(&name)?;
-        Ok(StatusCode::NO_CONTENT.into_response())
+        Ok(match control.remove(&name)? {
+            Removed::ForGood => StatusCode::NO_CONTENT.into_response(),
+            Removed::UntilRestart => {
+                let note = format!(
+                    "the command line of tandemd names {name}: it comes back at the next start \
+                     unless it is taken out there"
+                );
+                json(StatusCode::OK, &serde_json::json!({"note": note}))
+            }
+        })
     })
     .await
 }

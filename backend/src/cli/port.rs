@@ -34,7 +34,9 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("remove")
                 .visible_alias("del")
-                .about("Remove a port")
+                .about(
+                    "Remove a port; one that tandemd was started with by --port comes back with it",
+                )
                 .arg(name()),
         )
 }
@@ -71,17 +73,27 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
         Some(("remove", matches)) => {
             let name = name(matches)?;
             let session = Session::new(matches)?;
-            session.delete(&path(name))?;
-            Ok(if session.json {
-                String::new()
-            } else {
-                format!("port {name} removed\n")
-            })
+            let text = session.delete(&path(name))?;
+            removed(name, &text, session.json)
         }
         _ => Err(Failure::Usage(
             "a verb is missing; see tandem port --help".to_owned(),
         )),
     }
+}
+
+/// The answer to a removal; the daemon has something to say only if the port comes back.
+fn removed(name: &str, text: &str, json: bool) -> Result<String, Failure> {
+    if text.is_empty() {
+        let words = format!("port {name} removed\n");
+        return Ok(if json { String::new() } else { words });
+    }
+    if json {
+        return Ok(format!("{text}\n"));
+    }
+    let answer = parse(text)?;
+    let note = answer["note"].as_str().unwrap_or_default();
+    Ok(format!("port {name} removed; {note}\n"))
 }
 
 fn path(name: &str) -> String {

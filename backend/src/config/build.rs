@@ -1,15 +1,18 @@
-//! From what the sources say to what is: defaults, file, API and command line, in this order.
+//! From what the sources say to what is: the API's word on a port, else defaults, file and command
+//! line, in this order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::layer::place_of;
+use super::value::Bad;
 use super::{
     Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, SwitchConfig, check,
 };
 
-/// Puts the sources together. What is set over the API stands in the file's place; the command line
-/// wins key by key. `run_dir` is where relative sockets are.
+/// Puts the file and the command line together, key by key; the command line wins. Ports that the
+/// `overlay` sets are left to [`add_overlay`], and those that it removes have no file. `run_dir` is
+/// where relative sockets are.
 ///
 /// # Errors
 /// All problems: of values, of keys that contradict each other, and of ports that do.
@@ -23,33 +26,61 @@ pub fn build(
     switches.entry(DEFAULT_SWITCH.to_owned()).or_default();
     let mut config = Config {
         switches,
-        ports: BTreeMap::new(),
+        ..Config::default()
     };
-    let mut problems = Vec::new();
-    let names: BTreeSet<&str> = (file.ports.keys().chain(overlay.keys()).map(String::as_str))
+    let mut problems = repeated(line);
+    let names: BTreeSet<&str> = (file.ports.keys().map(String::as_str))
         .chain(line.iter().map(|layer| layer.name.as_str()))
+        .filter(|name| !matches!(overlay.get(*name), Some(Some(_))))
         .collect();
     for name in names {
-        let base = match overlay.get(name) {
-            Some(replaced) => replaced.as_ref(),
-            None => file.ports.get(name),
-        };
-        let layers: Vec<&Layer> = base
+        let layers: Vec<&Layer> = (file.ports.get(name))
+            .filter(|_| !overlay.contains_key(name))
             .into_iter()
             .chain(line.iter().filter(|layer| layer.name == name))
             .collect();
         if layers.is_empty() {
             continue;
         }
-        match merge(&layers, &config.switches, &config.ports, run_dir) {
-            Ok(port) => drop(config.ports.insert(name.to_owned(), port)),
-            Err(wrong) => problems.extend(wrong),
+        let (port, wrong) = merge(&layers, &config.switches, &config.ports, run_dir);
+        if wrong.is_empty() {
+            config.ports.insert(name.to_owned(), port);
         }
+        problems.extend(wrong);
     }
     if problems.is_empty() {
         Ok(config)
     } else {
         Err(problems)
+    }
+}
+
+/// A port given twice on the command line: which of the two is meant?
+fn repeated(line: &[Layer]) -> Vec<Problem> {
+    let mut seen = BTreeSet::new();
+    line.iter()
+        .filter(|layer| !seen.insert(&layer.name))
+        .map(|layer| {
+            let remedy = "give all its keys in one --port";
+            Bad::new("the port is given twice", remedy).at(&layer.place, Some("name"))
+        })
+        .collect()
+}
+
+/// Adds the ports set over the API. Each replaces all that file and command line say of it, as it
+/// did when it was set. Hosts change while a daemon is down: an entry that is no port any more goes
+/// to [`Config::set_aside`] and keeps no other from starting.
+pub fn add_overlay(config: &mut Config, overlay: &Overlay, run_dir: &Path) {
+    for (name, layer) in overlay {
+        // `--socket-path` and `--fd` are a contract with the VMM's manager.
+        let Some(layer) = layer.as_ref().filter(|_| !config.ports.contains_key(name)) else {
+            continue;
+        };
+        let (port, wrong) = merge(&[layer], &config.switches, &config.ports, run_dir);
+        match wrong.into_iter().next() {
+            None => drop(config.ports.insert(name.clone(), port)),
+            Some(first) => config.set_aside.push((port, first.refused)),
+        }
     }
 }
 
@@ -64,15 +95,21 @@ pub fn build_port(
     others: &BTreeMap<String, PortConfig>,
     run_dir: &Path,
 ) -> Result<PortConfig, Vec<Problem>> {
-    merge(&[layer], switches, others, run_dir)
+    let (port, problems) = merge(&[layer], switches, others, run_dir);
+    if problems.is_empty() {
+        Ok(port)
+    } else {
+        Err(problems)
+    }
 }
 
+/// The port as far as it can be made out, and all that is wrong with it.
 fn merge(
     layers: &[&Layer],
     switches: &BTreeMap<String, SwitchConfig>,
     others: &BTreeMap<String, PortConfig>,
     run_dir: &Path,
-) -> Result<PortConfig, Vec<Problem>> {
+) -> (PortConfig, Vec<Problem>) {
     let name = layers.first().map_or("", |layer| layer.name.as_str());
     let mut port = PortConfig::new(name);
     let mut problems = Vec::new();
@@ -88,9 +125,5 @@ fn merge(
         place: place_of(layers, refused.field.as_deref()).to_owned(),
         refused,
     }));
-    if problems.is_empty() {
-        Ok(port)
-    } else {
-        Err(problems)
-    }
+    (port, problems)
 }

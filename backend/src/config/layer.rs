@@ -172,5 +172,6 @@ pub(super) fn place_of<'a>(layers: &[&'a Layer], key: Option<&str>) -> &'a str {
     }
 }
 
-/// Ports over the API: settings that replace what the file says, or `None` for a removed port.
+/// Ports over the API: settings that replace what file and command line say, or `None` for a port of
+/// the file that was removed.
 pub type Overlay = BTreeMap<String, Option<Layer>>;

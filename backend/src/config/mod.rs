@@ -22,7 +22,7 @@ use serde::{Serialize, Serializer};
 use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 
-pub use build::{build, build_port};
+pub use build::{add_overlay, build, build_port};
 pub use file::File;
 pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
 pub use layer::{Layer, Overlay, flag_value};
@@ -40,10 +40,10 @@ pub enum Origin {
     Default,
     /// The configuration file.
     File,
-    /// The API, now or before a restart.
-    Api,
     /// `--port`, or the flag of that name.
     CommandLine,
+    /// The API, now or before a restart.
+    Api,
 }
 
 impl fmt::Display for Origin {
@@ -191,6 +191,8 @@ pub struct Config {
     pub switches: BTreeMap<String, SwitchConfig>,
     /// The ports by name.
     pub ports: BTreeMap<String, PortConfig>,
+    /// Ports set over the API that cannot be made any more, and why.
+    pub set_aside: Vec<(PortConfig, Refused)>,
 }
 
 /// Something wrong in the configuration, and where.

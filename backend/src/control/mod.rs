@@ -7,7 +7,7 @@ mod tests;
 use crate::config::PortConfig;
 use crate::status::{PortStatus, SwitchesStatus};
 
-pub use ports::{Control, Put, Setup};
+pub use ports::{Control, Places, Put, Removed, Setup};
 
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,14 +20,38 @@ pub struct Setup {
     pub engine: Arc<dyn Engine>,
     /// What to begin with.
     pub config: Config,
-    /// Ports that the configuration file names.
-    pub file_ports: BTreeSet<String>,
+    /// Where else ports are named.
+    pub places: Places,
     /// What was set over the API before.
     pub overlay: Overlay,
     /// Where that is saved.
     pub store: Store,
     /// Where sockets are; absolute.
     pub run_dir: PathBuf,
+}
+
+/// Ports that are named where the API cannot change it.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// In the configuration file.
+    pub file: BTreeSet<String>,
+    /// On the command line.
+    pub line: BTreeSet<String>,
+}
+
+impl Places {
+    fn name(&self, port: &str) -> bool {
+        self.file.contains(port) || self.line.contains(port)
+    }
+}
+
+/// What a successful [`Control::remove`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// It stays away.
+    ForGood,
+    /// It is back at the next start, because the command line names it.
+    UntilRestart,
 }
 
 /// What a successful [`Control::put`] did.
@@ -43,7 +67,7 @@ pub enum Put {
 pub struct Control {
     engine: Arc<dyn Engine>,
     switches: BTreeMap<String, SwitchConfig>,
-    file_ports: BTreeSet<String>,
+    places: Places,
     store: Store,
     run_dir: PathBuf,
     started: Instant,
@@ -51,18 +75,22 @@ pub struct Control {
     overlay: Mutex<Overlay>,
     /// Held for moments only, so that questions are answered while a change is made.
     ports: RwLock<BTreeMap<String, PortConfig>>,
+    /// Ports set over the API before the start that could not be made, and why; none of `ports`.
+    aside: RwLock<BTreeMap<String, (PortConfig, Refused)>>,
 }
 
 impl Control {
-    /// Makes the ports of the configuration.
+    /// Makes the ports of the configuration. One that was set over the API and cannot be made is set
+    /// aside with a warning: it can be seen, set again and removed.
     ///
     /// # Errors
-    /// The first port that could not be made, by name, and why; then none is left.
+    /// The first port of file or command line that could not be made, by name, and why; then none is
+    /// left.
     pub fn start(setup: Setup) -> Result<Self, (String, Refused)> {
         let Setup {
             engine,
             config,
-            file_ports,
+            places,
             overlay,
             store,
             run_dir,
@@ -70,27 +98,70 @@ impl Control {
         let control = Self {
             engine,
             switches: config.switches,
-            file_ports,
+            places,
             store,
             run_dir,
             started: Instant::now(),
             overlay: Mutex::new(overlay),
             ports: RwLock::default(),
+            aside: RwLock::default(),
         };
-        for (name, port) in config.ports {
-            if let Err(refused) = control.engine.add_port(&port) {
+        let (set, named): (Vec<_>, Vec<_>) =
+            (config.ports.into_iter()).partition(|(_, port)| control.was_set(port));
+        // What file and command line name comes first, and so gets what two ports ask for.
+        for (name, port) in named {
+            if let Err(refused) = control.add(&port) {
                 control.stop();
                 return Err((name, refused));
             }
-            log::info!("port {name}: added, {}", control.whereabouts(&port));
-            control.write().insert(name, port);
+        }
+        for (_, port) in set {
+            match control.add(&port) {
+                Ok(()) if control.places.name(&port.name) => log::info!(
+                    "port {}: its settings are those of the API, not of file or command line",
+                    port.name
+                ),
+                Ok(()) => {}
+                Err(refused) => control.set_aside(port, refused),
+            }
+        }
+        for (port, refused) in config.set_aside {
+            control.set_aside(port, refused);
         }
         Ok(control)
+    }
+
+    /// Whether the port's settings are those of the overlay.
+    fn was_set(&self, port: &PortConfig) -> bool {
+        let entry = self.change().get(&port.name).is_some_and(Option::is_some);
+        entry && port.origin.values().all(|origin| *origin == Origin::Api)
+    }
+
+    fn add(&self, port: &PortConfig) -> Result<(), Refused> {
+        self.engine.add_port(port)?;
+        log::info!("port {}: added, {}", port.name, self.whereabouts(port));
+        self.write().insert(port.name.clone(), port.clone());
+        Ok(())
+    }
+
+    fn set_aside(&self, port: PortConfig, mut refused: Refused) {
+        let remedy = format!(
+            "{}, and set the port again over the API, or: tandem port remove {}",
+            refused.remedy, port.name
+        );
+        refused.remedy = remedy;
+        log::warn!(
+            "port {} was set over the API and is not started: {refused}",
+            port.name
+        );
+        self.write_aside()
+            .insert(port.name.clone(), (port, refused));
     }
 
     /// Ends all ports; their sockets are gone when this returns.
     pub fn stop(&self) {
         let _change = self.change();
+        self.write_aside().clear();
         let ports = std::mem::take(&mut *self.write());
         for name in ports.keys() {
             if let Err(refused) = self.engine.remove_port(name) {
@@ -113,7 +184,8 @@ impl Control {
     ) -> Result<Put, Vec<Refused>> {
         let mut overlay = self.change();
         let old = self.read().get(name).cloned();
-        if old.is_some() && create_only {
+        let aside = self.read_aside().contains_key(name);
+        if (old.is_some() || aside) && create_only {
             let reason = format!("there is a port {name} already");
             let refused = Refused::new(RefusedKind::Conflict, reason, "choose another name");
             return Err(vec![refused.about("name")]);
@@ -125,8 +197,8 @@ impl Control {
         self.commit(&mut overlay, next, old.as_ref(), Some(new))
             .map_err(|refused| vec![refused])?;
         let (put, verb) = match old {
-            None => (Put::Created, "added"),
-            Some(_) => (Put::Replaced, "changed"),
+            None if !aside => (Put::Created, "added"),
+            _ => (Put::Replaced, "changed"),
         };
         log::info!("port {name}: {verb} over the API, {what}");
         Ok(put)
@@ -150,26 +222,29 @@ impl Control {
         })
     }
 
-    /// Ends the port `name`, for good: one of the configuration file stays away, too. One of the
-    /// command line comes back with the command line.
+    /// Ends the port `name`; one of the configuration file stays away at later starts, too.
     ///
     /// # Errors
     /// `NotFound`, or why it could not be saved; then nothing changed.
-    pub fn remove(&self, name: &str) -> Result<(), Refused> {
+    pub fn remove(&self, name: &str) -> Result<Removed, Refused> {
         let mut overlay = self.change();
-        let old = self
-            .read()
-            .get(name)
-            .cloned()
-            .ok_or_else(|| not_found(name))?;
+        let old = self.read().get(name).cloned();
+        if old.is_none() && !self.read_aside().contains_key(name) {
+            return Err(not_found(name));
+        }
         let mut next = overlay.clone();
         next.remove(name);
-        if self.file_ports.contains(name) {
+        if self.places.file.contains(name) {
             next.insert(name.to_owned(), None);
         }
-        self.commit(&mut overlay, next, Some(&old), None)?;
+        self.commit(&mut overlay, next, old.as_ref(), None)?;
+        self.write_aside().remove(name);
         log::info!("port {name}: removed over the API");
-        Ok(())
+        Ok(if self.places.line.contains(name) {
+            Removed::UntilRestart
+        } else {
+            Removed::ForGood
+        })
     }
 
     /// All ports, by name.
@@ -184,7 +259,11 @@ impl Control {
         let both = ports
             .values()
             .map(|config| self.port_of(config, running.remove(&config.name)));
-        both.collect()
+        let mut all: Vec<Port> = both.collect();
+        let aside = self.read_aside();
+        all.extend(aside.values().map(|(port, why)| self.aside_of(port, why)));
+        all.sort_by(|a, b| a.config.name.cmp(&b.config.name));
+        all
     }
 
     /// One port.
@@ -192,6 +271,9 @@ impl Control {
     /// # Errors
     /// `NotFound`.
     pub fn port(&self, name: &str) -> Result<Port, Refused> {
+        if let Some((port, why)) = self.read_aside().get(name) {
+            return Ok(self.aside_of(port, why));
+        }
         let config = self
             .read()
             .get(name)
@@ -204,7 +286,9 @@ impl Control {
     pub fn status(&self) -> Status {
         let running = self.engine.ports();
         let ports = self.read();
-        let vms: BTreeSet<&str> = ports.values().map(|port| port.vm.as_str()).collect();
+        let aside = self.read_aside();
+        let all = || ports.values().chain(aside.values().map(|(port, _)| port));
+        let vms: BTreeSet<&str> = all().map(|port| port.vm.as_str()).collect();
         let up = running
             .iter()
             .filter(|port| port.state == PortState::Up)
@@ -215,7 +299,7 @@ impl Control {
             run_dir: self.run_dir.display().to_string(),
             switches: self.engine.status(),
             ports: PortsTotal {
-                total: ports.len() as u32,
+                total: all().count() as u32,
                 up: up as u32,
             },
             vms: vms.len() as u32,
@@ -238,7 +322,10 @@ impl Control {
         *overlay = next;
         let mut ports = self.write();
         match (new, old) {
-            (Some(new), _) => drop(ports.insert(new.name.clone(), new)),
+            (Some(new), _) => {
+                self.write_aside().remove(&new.name);
+                ports.insert(new.name.clone(), new);
+            }
             (None, Some(old)) => drop(ports.remove(&old.name)),
             (None, None) => {}
         }
@@ -295,6 +382,14 @@ impl Control {
         }
     }
 
+    fn aside_of(&self, config: &PortConfig, why: &Refused) -> Port {
+        let status = PortStatus {
+            reason: Some(why.to_string()),
+            ..PortStatus::default()
+        };
+        self.port_of(config, Some(status))
+    }
+
     fn whereabouts(&self, port: &PortConfig) -> String {
         match (&port.tap, port.socket_path(&self.run_dir)) {
             (Some(tap), _) => format!("TAP {tap}"),
@@ -309,6 +404,18 @@ impl Control {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, PortConfig>> {
         self.ports.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_aside(
+        &self,
+    ) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, (PortConfig, Refused)>> {
+        self.aside.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_aside(
+        &self,
+    ) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, (PortConfig, Refused)>> {
+        self.aside.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, PortConfig>> {

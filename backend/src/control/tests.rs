@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 
-use super::{Control, Engine, Put, Refused, RefusedKind, Setup};
-use crate::config::{Config, File, Layer, Overlay, PortConfig, build};
+use super::{Control, Engine, Places, Put, Refused, RefusedKind, Removed, Setup};
+use crate::config::{Config, File, Layer, Overlay, PortConfig, add_overlay, build};
 use crate::status::{PortStatus, SwitchesStatus};
 use crate::store::Store;
 
@@ -96,12 +96,17 @@ fn start(dir: tempfile::TempDir, line: &[&str]) -> Result<Bench, (String, Refuse
         .iter()
         .map(|port| Layer::from_line(port).unwrap())
         .collect();
-    let config: Config = build(&file, &overlay, &line, dir.path()).unwrap();
+    let mut config: Config = build(&file, &overlay, &line, dir.path()).unwrap();
+    add_overlay(&mut config, &overlay, dir.path());
     let engine = Arc::new(Fake::default());
+    let places = Places {
+        file: file.ports.into_keys().collect(),
+        line: line.iter().map(|layer| layer.name().to_owned()).collect(),
+    };
     let control = Control::start(Setup {
         engine: engine.clone(),
         config,
-        file_ports: file.ports.into_keys().collect(),
+        places,
         overlay,
         store,
         run_dir: dir.path().to_owned(),
@@ -312,4 +317,81 @@ fn ports_that_contradict_others_are_refused() {
     bench.control.put("a", &settings(mac), false).unwrap();
     bench.control.stop();
     assert_eq!(bench.engine.ports(), []);
+}
+
+#[test]
+fn a_port_is_after_a_restart_what_the_api_made_of_it() {
+    let line = ["web1,trunk_vlans=1+2,mtu=1400"];
+    let bench = restarted(bench(), &line);
+    let put = settings(json!({"vlan": 7, "queue_pairs": 2}));
+    bench.control.put("web1", &put, false).unwrap();
+    let port = |bench: &Bench| {
+        let mut port = serde_json::to_value(bench.control.port("web1").unwrap()).unwrap();
+        assert_eq!(port["origin"]["vlan"], "api");
+        assert_eq!(port["origin"]["mtu"], "default");
+        port["reason"].take();
+        port
+    };
+    let before = port(&bench);
+    let bench = restarted(bench, &line);
+    assert_eq!(port(&bench), before);
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 1500)]));
+}
+
+#[test]
+fn a_saved_port_that_cannot_be_made_stops_no_other() {
+    let bench = bench();
+    let put = |name: &str, value| bench.control.put(name, &settings(value), false).unwrap();
+    put("a", json!({"mac": "52:54:00:00:00:01"}));
+    put("b", json!({"vlan": 3}));
+    put("c", json!({"vlan": 3}));
+    // What a host is like after a while: other ports, no switch, and a kernel that says no.
+    let path = bench.dir.path().join("state/ports.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    json["ports"]["b"] = json!({"switch": "gone"});
+    json["ports"]["c"] = json!({"mtu": 666});
+    fs::write(&path, json.to_string()).unwrap();
+
+    let bench = restarted(bench, &["z,mac=52:54:00:00:00:01"]);
+    assert_eq!(bench.engine.ports(), ports(&[("web1", 2000), ("z", 1500)]));
+    for (name, word) in [
+        ("a", "port z's already"),
+        ("b", "no switch gone"),
+        ("c", "no"),
+    ] {
+        let reason = bench.control.port(name).unwrap().running.reason.unwrap();
+        assert!(reason.contains(word), "{reason}");
+        let remedy = format!("tandem port remove {name}");
+        assert!(reason.contains(&remedy), "{reason}");
+    }
+    let all = bench.control.ports();
+    let names: Vec<&str> = all.iter().map(|port| port.config.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c", "web1", "z"]);
+    assert_eq!(bench.control.status().ports.total, 5);
+
+    // It can be removed, or put right; until then it is in nobody's way but its own.
+    let taken = bench.control.put("c", &Map::new(), true).unwrap_err();
+    assert_eq!(taken[0].kind, RefusedKind::Conflict);
+    assert_eq!(bench.control.remove("b").unwrap(), Removed::ForGood);
+    assert_eq!(
+        bench.control.put("c", &Map::new(), false).unwrap(),
+        Put::Replaced
+    );
+    assert_eq!(
+        bench.control.remove("b").unwrap_err().kind,
+        RefusedKind::NotFound
+    );
+    let bench = restarted(bench, &[]);
+    let running = ports(&[("a", 1500), ("c", 1500), ("web1", 2000)]);
+    assert_eq!(bench.engine.ports(), running);
+}
+
+#[test]
+fn a_removed_port_of_the_command_line_is_said_to_come_back() {
+    let bench = restarted(bench(), &["z"]);
+    assert_eq!(bench.control.remove("z").unwrap(), Removed::UntilRestart);
+    assert_eq!(bench.control.remove("web1").unwrap(), Removed::ForGood);
+    let bench = restarted(bench, &["z"]);
+    assert_eq!(bench.engine.ports(), ports(&[("z", 1500)]));
 }

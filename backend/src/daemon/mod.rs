@@ -5,7 +5,6 @@ mod dirs;
 mod notify;
 mod program;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,8 +17,8 @@ pub use program::CAPABILITIES;
 
 use crate::api::{self, ApiSocket};
 use crate::config::check::{among, port as check_port};
-use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, build};
-use crate::control::{Control, Refused, RefusedKind, Setup};
+use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
+use crate::control::{Control, Places, Refused, RefusedKind, Setup};
 use crate::engine::{self, EngineOptions};
 use crate::store::Store;
 use crate::{cpus, daemon::dirs::OwnDir};
@@ -49,7 +48,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         .map_err(one)?;
     let store = Store::new(&state_dir);
     let overlay = store.load()?;
-    let (config, file_ports) = sources.build(&overlay, &run_dir)?;
+    let (config, places) = sources.build(&overlay, &run_dir)?;
     let cpus = data_cpus(args).map_err(one)?;
     let socket = ApiSocket::open(&run_dir).map_err(one)?;
     let options = EngineOptions {
@@ -61,7 +60,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let setup = Setup {
         engine,
         config,
-        file_ports,
+        places,
         overlay,
         store,
         run_dir,
@@ -147,12 +146,12 @@ impl Sources {
         })
     }
 
-    /// The configuration, and the names of the ports that are in the file.
+    /// The configuration, and where the user wrote which port.
     fn build(
         mut self,
         overlay: &Overlay,
         run_dir: &Path,
-    ) -> Result<(Config, BTreeSet<String>), Vec<Problem>> {
+    ) -> Result<(Config, Places), Vec<Problem>> {
         let config = match build(&self.file, overlay, &self.line, run_dir) {
             Ok(config) => config,
             Err(more) => {
@@ -164,8 +163,16 @@ impl Sources {
             self.problems.sort_by_key(Problem::line);
             return Err(self.problems);
         }
-        let config = with_program(config, self.program, run_dir)?;
-        Ok((config, self.file.ports.into_keys().collect()))
+        let line = self.line.iter().map(|layer| layer.name().to_owned());
+        let places = Places {
+            line: line
+                .chain(self.program.iter().map(|port| port.name.clone()))
+                .collect(),
+            file: self.file.ports.into_keys().collect(),
+        };
+        let mut config = with_program(config, self.program, run_dir)?;
+        add_overlay(&mut config, overlay, run_dir);
+        Ok((config, places))
     }
 }
 
