@@ -65,6 +65,14 @@ impl Store {
                     .and_then(|v| v["version"].as_u64())
                 {
                     Some(newer) if newer > VERSION => self.newer(newer),
+                    // serde names its own types where the text is JSON.
+                    _ if error.is_data() => self.problem(
+                        format!(
+                            "is damaged in line {}: not what tandemd writes",
+                            error.line()
+                        ),
+                        remedy,
+                    ),
                     _ => self.problem(format!("is damaged: {error}"), remedy),
                 },
             )?;

@@ -552,3 +552,31 @@ fn more_connections_than_are_served_wait_for_their_turn() {
     drop(idle);
     assert_eq!(daemon.http("GET", "/api/v1/status", "").status, 200);
 }
+
+#[test]
+fn a_group_that_is_not_there_is_the_askers_mistake() {
+    let daemon = Daemon::start(&[]);
+    let body = r#"{"socket_group": "no-such-group"}"#;
+    let answer = daemon.http("PUT", "/api/v1/ports/web1", body);
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!(answer.json["field"], "socket_group");
+    let body = r#"{"socket": "no/such/dir.sock"}"#;
+    let answer = daemon.http("PUT", "/api/v1/ports/web1", body);
+    assert_eq!(
+        (answer.status, &answer.json["field"]),
+        (400, &json!("socket"))
+    );
+}
+
+#[test]
+fn words_of_libraries_are_not_for_users() {
+    let daemon = Daemon::start(&[]);
+    for body in ["[]", "7", "\"x\"", "null"] {
+        let answer = daemon.http("PUT", "/api/v1/ports/x", body);
+        let detail = answer.json["detail"].as_str().unwrap();
+        assert_eq!(
+            (answer.status, detail),
+            (400, "the body is JSON, but not a JSON object")
+        );
+    }
+}

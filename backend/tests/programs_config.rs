@@ -251,7 +251,7 @@ const FILES: &[(&str, usize, &[&str])] = &[
     (
         "[port.a]\nfeature_level = 2\n",
         2,
-        &["feature_level: ", "2 is too large", "the only value is 1"],
+        &["feature_level: ", "there is no 2;", "the only value is 1"],
     ),
     (
         "[port.a]\nfailover = \"yes\"\n",
@@ -567,5 +567,5 @@ fn a_good_file_with_every_key_is_accepted() {
         "#,
     );
     assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
-    assert_eq!(done.out, "no problem: 2 switches, 3 ports\n");
+    assert_eq!(done.out, "no problems: 2 switches, 3 ports\n");
 }

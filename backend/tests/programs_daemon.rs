@@ -240,6 +240,11 @@ fn usage_errors_are_one_line_and_status_2() {
         (&["--prot", "a"][..], "--port"),
         (&["--fd", "1"], "--fd"),
         (&["--fd", "9", "--socket-path", "x"], "cannot be used with"),
+        (
+            &["--socket-path", "x", "--port", "web1"],
+            "cannot be used with",
+        ),
+        (&["--fd", "9", "--port", "web1"], "cannot be used with"),
         (&["start"], "start"),
         (&["--config"], "--config"),
     ] {

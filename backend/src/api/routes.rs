@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
+use serde_json::error::Category;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
@@ -158,7 +159,11 @@ async fn object(body: Body) -> Result<Map<String, Value>, Problem> {
         return Ok(Map::new());
     }
     serde_json::from_slice(&bytes).map_err(|error| {
-        let reason = format!("the body is not a JSON object: {error}");
+        let reason = match error.classify() {
+            // serde names its own types here.
+            Category::Data => "the body is JSON, but not a JSON object".to_owned(),
+            _ => format!("the body is not a JSON object: {error}"),
+        };
         let remedy = r#"send settings, such as {"mtu": 9000}"#;
         Problem::request(StatusCode::BAD_REQUEST, reason, remedy)
     })

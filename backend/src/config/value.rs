@@ -85,6 +85,9 @@ pub(super) fn number(value: &Value, range: RangeInclusive<u64>) -> Result<u64, B
     match value {
         Value::Number(number) => match number.as_u64() {
             Some(number) if range.contains(&number) => Ok(number),
+            Some(n) if range.start() == range.end() => {
+                Err(Bad::new(format!("there is no {n}"), remedy()))
+            }
             Some(n) if n > *range.end() => Err(Bad::new(format!("{n} is too large"), remedy())),
             Some(n) => Err(Bad::new(format!("{n} is too small"), remedy())),
             None => Err(Bad::new(

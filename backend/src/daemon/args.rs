@@ -35,10 +35,10 @@ pub struct Args {
     #[arg(long)]
     pub check: bool,
     /// Serve one VM on this socket, as a vhost-user back-end program; no file is read unless named
-    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "port"])]
     pub socket_path: Option<PathBuf>,
     /// The same on an inherited socket that listens or is connected
-    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
+    #[arg(long, value_name = "FD", conflicts_with = "port", value_parser = clap::value_parser!(i32).range(3..))]
     pub fd: Option<i32>,
     /// Print what this back-end program can do as JSON, and exit
     #[arg(long)]

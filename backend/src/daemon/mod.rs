@@ -212,10 +212,12 @@ fn check(args: &Args) -> Result<(), Vec<Problem>> {
         .map_or_else(|_| PathBuf::from("/run/tandem"), |(run, _)| run);
     let (config, _) = Sources::read(args)?.build(&Overlay::new(), &run_dir)?;
     data_cpus(args).map_err(one)?;
+    let count =
+        |n: usize, one: &str, more: &str| format!("{n} {}", if n == 1 { one } else { more });
     println!(
-        "no problem: {} switches, {} ports",
-        config.switches.len(),
-        config.ports.len()
+        "no problems: {}, {}",
+        count(config.switches.len(), "switch", "switches"),
+        count(config.ports.len(), "port", "ports")
     );
     Ok(())
 }

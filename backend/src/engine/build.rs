@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tandem_uplink::switch::SwitchError;
 use tandem_uplink::{
-    Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, Vid, VlanPolicy,
+    Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, TapError, Vid, VlanPolicy,
 };
 use tandem_virtio_net::Counters;
 
@@ -15,7 +15,7 @@ use crate::config::{PortConfig, SocketRole, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
 use crate::host::HostThread;
 use crate::port::{GuestPort, GuestPortConfig};
-use crate::vhost::{Device, Endpoint, Source};
+use crate::vhost::{Device, Endpoint, EndpointError, Source};
 
 /// What is behind a port.
 pub(super) enum Outside {
@@ -81,7 +81,7 @@ impl Core {
             self.source(config)?,
             device,
         )
-        .map_err(|e| refused("socket", &e.to_string()))?;
+        .map_err(|e| not_opened(&e))?;
         undo_workers.keep();
         undo_switch.keep();
         let outside = Outside::Guest { port, endpoint };
@@ -126,10 +126,9 @@ impl Core {
         switch: &Arc<Switch>,
         tap: &str,
     ) -> Result<Port, Refused> {
-        let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| refused("tap", &e.to_string()))?);
+        let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| no_tap("tap", &e))?);
         if let Some(mac) = config.mac {
-            tap.set_mac(mac)
-                .map_err(|e| refused("tap", &e.to_string()))?;
+            tap.set_mac(mac).map_err(|e| no_tap("mac", &e))?;
         }
         let id = add_to(switch, config, Arc::clone(tap.from_vm()), tap.clone())?;
         let undo_switch = Undo::new(|| {
@@ -173,9 +172,42 @@ impl Core {
 }
 
 /// A refusal from words that say behind their last colon what to do.
-fn refused(key: &str, words: &str) -> Refused {
+fn refused(kind: RefusedKind, key: &str, words: &str) -> Refused {
     let (reason, remedy) = words.rsplit_once(": ").unwrap_or((words, "see the log"));
-    Refused::new(RefusedKind::System, reason, remedy).about(key)
+    Refused::new(kind, reason, remedy).about(key)
+}
+
+fn not_opened(e: &EndpointError) -> Refused {
+    let (kind, key) = match e {
+        EndpointError::PathTooLong { .. } | EndpointError::NotASession => {
+            (RefusedKind::Invalid, "socket")
+        }
+        EndpointError::Group { .. } => (RefusedKind::Invalid, "socket_group"),
+        EndpointError::InUse { .. } | EndpointError::NotASocket { .. } => {
+            (RefusedKind::Conflict, "socket")
+        }
+        EndpointError::Listen { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                (RefusedKind::Invalid, "socket")
+            }
+            _ => (RefusedKind::System, "socket"),
+        },
+        EndpointError::Socket(_) => (RefusedKind::System, "socket"),
+    };
+    refused(kind, key, &e.to_string())
+}
+
+/// `key` is the setting that was being applied.
+fn no_tap(key: &str, e: &TapError) -> Refused {
+    let (kind, key) = match e {
+        TapError::BadName(_) => (RefusedKind::Invalid, "tap"),
+        TapError::BadMtu { .. } => (RefusedKind::Invalid, "mtu"),
+        TapError::Busy(_) | TapError::NotATap(_) => (RefusedKind::Conflict, "tap"),
+        TapError::NoTun | TapError::NotPermitted(_) | TapError::Io { .. } => {
+            (RefusedKind::System, key)
+        }
+    };
+    refused(kind, key, &e.to_string())
 }
 
 fn threads(e: &io::Error) -> Refused {
@@ -231,7 +263,10 @@ fn add_to(
             "mac" => "give every port an address of its own",
             _ => "choose another name, or another switch",
         };
-        Refused::new(RefusedKind::Conflict, e.to_string(), remedy).about(key)
+        // Some of its words say what to do behind a semicolon; here it is said for all.
+        let words = e.to_string();
+        let (reason, _) = words.split_once(';').unwrap_or((&words, ""));
+        Refused::new(RefusedKind::Conflict, reason, remedy).about(key)
     })
 }
 
@@ -252,6 +287,78 @@ impl<F: FnMut()> Drop for Undo<F> {
     fn drop(&mut self) {
         if let Some(mut action) = self.0.take() {
             action();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kind, a setting, and neither lost.
+    #[test]
+    fn refusals_name_the_setting_and_whose_fault_it_is() {
+        let path = || "/run/tandem/a.sock".into();
+        let tap = || "tandem0".to_owned();
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let gone = io::ErrorKind::NotFound.into();
+        let name = tap();
+        for (refused, kind, key) in [
+            (
+                not_opened(&EndpointError::Group { group: "x".into() }),
+                RefusedKind::Invalid,
+                "socket_group",
+            ),
+            (
+                not_opened(&EndpointError::InUse { path: path() }),
+                RefusedKind::Conflict,
+                "socket",
+            ),
+            (
+                not_opened(&EndpointError::Listen {
+                    path: path(),
+                    source: gone,
+                }),
+                RefusedKind::Invalid,
+                "socket",
+            ),
+            (
+                not_opened(&EndpointError::Listen {
+                    path: path(),
+                    source: denied(),
+                }),
+                RefusedKind::System,
+                "socket",
+            ),
+            (
+                no_tap("tap", &TapError::Busy(tap())),
+                RefusedKind::Conflict,
+                "tap",
+            ),
+            (
+                no_tap("tap", &TapError::BadMtu { name, mtu: 67 }),
+                RefusedKind::Invalid,
+                "mtu",
+            ),
+            (
+                no_tap(
+                    "mac",
+                    &TapError::Io {
+                        name: tap(),
+                        what: "it",
+                        error: denied(),
+                    },
+                ),
+                RefusedKind::System,
+                "mac",
+            ),
+        ] {
+            assert_eq!(
+                (refused.kind, refused.field.as_deref()),
+                (kind, Some(key)),
+                "{refused}"
+            );
+            assert!(!refused.reason.is_empty() && !refused.remedy.is_empty());
         }
     }
 }
