@@ -1,7 +1,12 @@
 //! What people get wrong with a VMM, and that `tandem port show` says so in words.
 
 use anyhow::{Result, ensure};
-use tandem_tests::lab::{Daemon, GuestConfig, Lab, Need, Nic, qemus, scenario};
+use std::fs::{Permissions, set_permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use tandem_tests::lab::process::{Lifetime, Process};
+use tandem_tests::lab::{Daemon, GuestConfig, Lab, Need, Nic, PATIENCE, qemus, scenario, tail};
 
 /// Waits until the port says why it is down with all of these words, and that it says so to people.
 fn expect_reason(daemon: &Daemon, words: &[&str]) -> Result<()> {
@@ -71,4 +76,81 @@ fn more_queues_than_the_port_has() -> Result<()> {
             expect_recovery(lab, &daemon)
         },
     )
+}
+
+#[test]
+fn a_socket_path_that_is_too_long() -> Result<()> {
+    let name = "guests_mistakes::a_socket_path_that_is_too_long";
+    scenario(name, &[], |lab| {
+        let daemon = Daemon::start(lab.path(), &[])?;
+        // unix(7): sun_path has 108 bytes, the last one NUL.
+        let path = |length: usize| {
+            let start = format!("{}/", lab.path().display());
+            start.clone() + &"s".repeat(length - start.len())
+        };
+        let refused = daemon.cli_output(&["port", "add", "a", "--socket", &path(108)])?;
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(!refused.status.success(), "it was not refused");
+        ensure!(
+            words.contains("socket") && words.contains("107"),
+            "it does not say what is wrong: {words}"
+        );
+        ensure!(daemon.ports()?.is_empty(), "a refused port is there");
+        daemon.cli(&["port", "add", "a", "--socket", &path(107)])?;
+        ensure!(Path::new(&path(107)).exists(), "no socket");
+        expect_reason(&daemon, &["no VMM", &path(107)])
+    })
+}
+
+/// A user and a group that own nothing: `nobody` and `nogroup`.
+const NOBODY: u32 = 65534;
+
+/// QEMU as nobody, with a card on this socket. It gives up when it cannot connect.
+fn qemu_as_nobody(dir: &Path, socket: &Path) -> Result<Process> {
+    let qemu = qemus()?.remove(0);
+    let chardev = format!("socket,id=c0,path={}", socket.display());
+    Process::start(dir, "nobody", &qemu.program, Lifetime::Owner, |command| {
+        command.uid(NOBODY).gid(NOBODY);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-S"]);
+        command.args([
+            "-M",
+            "q35,accel=tcg",
+            "-m",
+            "64M",
+            "-numa",
+            "node,memdev=mem",
+        ]);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=64M,share=on"]);
+        command.args(["-chardev", &chardev]);
+        command.args(["-netdev", "vhost-user,id=n0,chardev=c0"]);
+        command.args(["-device", "virtio-net-pci,netdev=n0,romfile="]);
+    })
+}
+
+#[test]
+fn a_socket_of_another_user() -> Result<()> {
+    let name = "guests_mistakes::a_socket_of_another_user";
+    scenario(name, &[Need::Root, Need::Guests], |lab| {
+        let daemon = Daemon::start(lab.path(), &[])?;
+        // The way to the socket is open to all; only the socket itself is not.
+        for dir in [lab.path(), &daemon.run_dir()] {
+            set_permissions(dir, Permissions::from_mode(0o711))?;
+        }
+        daemon.cli(&["port", "add", "a"])?;
+        let mut qemu = qemu_as_nobody(lab.path(), &daemon.socket("a"))?;
+        let status = qemu.wait(PATIENCE)?;
+        let said = tail(qemu.log(), 5);
+        ensure!(
+            !status.success() && said.contains("Permission denied"),
+            "QEMU ended with {status}: {said}"
+        );
+        expect_reason(&daemon, &["no VMM", "0660", "socket_group"])?;
+
+        daemon.cli(&["port", "remove", "a"])?;
+        daemon.cli(&["port", "add", "a", "--socket-group", "nogroup"])?;
+        let _qemu = qemu_as_nobody(lab.path(), &daemon.socket("a"))?;
+        daemon.wait_port("a", "has a VMM", |port| {
+            port.0["session"]["connected"] == true
+        })
+    })
 }
