@@ -47,13 +47,13 @@ impl Latency {
 }
 
 /// Measures every switch, in rounds.
-pub fn run(dir: &Path, rounds: usize) -> Result<Vec<(Kind, Latency)>> {
+pub fn run(dir: &Path, kinds: &[Kind], rounds: usize) -> Result<Vec<(Kind, Latency)>> {
     let layout = Layout {
         ports: PROBES + 2,
         pairs: 1,
         static_macs: true,
     };
-    let mut switches = start_paused(dir, layout, &Kind::ALL)?;
+    let mut switches = start_paused(dir, layout, kinds)?;
     let mut results = vec![Latency::default(); switches.len()];
     for _ in 0..rounds {
         for (switch, result) in switches.iter_mut().zip(&mut results) {

@@ -22,6 +22,8 @@ pub struct Effort {
     pub rounds: usize,
     /// Time counted in each turn.
     pub turn: Duration,
+    /// The switches that take part.
+    pub kinds: &'static [Kind],
 }
 
 /// One switch in one cell, a sample from each round.
@@ -64,8 +66,8 @@ impl Outcome {
 }
 
 /// The switches a cell makes sense on: `io` knows pairs of ports only.
-fn kinds(cell: &Cell) -> Vec<Kind> {
-    let all = Kind::ALL.into_iter();
+fn kinds(cell: &Cell, effort: Effort) -> Vec<Kind> {
+    let all = effort.kinds.iter().copied();
     all.filter(|kind| *kind != Kind::Io || cell.load != Load::Incast)
         .collect()
 }
@@ -77,7 +79,7 @@ pub fn cell(dir: &Path, cell: &Cell, effort: Effort) -> Result<Outcome> {
         pairs: cell.pairs,
         static_macs: cell.real_addresses(),
     };
-    let mut switches = start_paused(dir, layout, &kinds(cell))?;
+    let mut switches = start_paused(dir, layout, &kinds(cell, effort))?;
     let mut results: Vec<Measured> = switches.iter().map(|_| Measured::default()).collect();
     let mut repetitions = effort.rounds;
     for round in 0..effort.rounds {

@@ -21,53 +21,49 @@ pub struct Report {
 }
 
 /// The first line of a cell table.
-pub fn heading() -> String {
-    format!(
-        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>8} {:>7}",
-        "cell",
-        "Tandem Mpps",
-        "OVS-DPDK Mpps",
-        "testpmd io Mpps",
-        "/ OVS",
-        "/ io",
-        "our CPU",
-        "others"
+pub fn heading(kinds: &[Kind]) -> String {
+    let mut line = format!("{:20}", "cell");
+    for kind in kinds {
+        line += &format!(" {:>21}", format!("{} Mpps", kind.name()));
+    }
+    for peer in &kinds[1..] {
+        line += &format!(" {:>7}", format!("/ {}", peer.name()));
+    }
+    line + &format!(" {:>8} {:>7}", "our CPU", "others")
+}
+
+/// One line of it: medians, in brackets smallest and largest; ratios of the medians; what
+/// Tandem used of its CPU, and others of all CPUs in the worst turn.
+pub fn line(outcome: &Outcome, kinds: &[Kind]) -> String {
+    let mut line = format!("{:20}", outcome.cell.name);
+    for kind in kinds {
+        let rate = outcome.of(*kind).map_or("-".to_string(), rate);
+        line += &format!(" {rate:>21}");
+    }
+    for peer in &kinds[1..] {
+        let ratio = outcome.median(Kind::Tandem).zip(outcome.median(*peer));
+        let ratio = ratio.map_or("-".to_string(), |(ours, other)| {
+            format!("{:.2}", ours / other)
+        });
+        line += &format!(" {ratio:>7}");
+    }
+    let cpu = outcome.of(Kind::Tandem).map(|m| m.cpu.median());
+    let others = outcome.results.iter();
+    let others = others.fold(0.0_f64, |most, (_, m)| most.max(m.others.quantile(1.0)));
+    line + &format!(
+        " {:>7.0}% {:>6.0}%",
+        100.0 * cpu.unwrap_or(f64::NAN),
+        100.0 * others
     )
 }
 
-/// One line of it: median, and in brackets smallest and largest.
-pub fn line(outcome: &Outcome) -> String {
-    let rate = |kind| match outcome.of(kind) {
-        None => "-".to_string(),
-        Some(Measured { delivered, .. }) => format!(
-            "{:.2} ({:.2}..{:.2})",
-            delivered.median(),
-            delivered.quantile(0.0),
-            delivered.quantile(1.0)
-        ),
-    };
-    let ratio = |kind| {
-        let ratio = outcome
-            .median(Kind::Tandem)
-            .zip(outcome.median(kind))
-            .map(|(a, b)| a / b);
-        ratio.map_or("-".to_string(), |ratio| format!("{ratio:.2}"))
-    };
-    let cpu = outcome
-        .of(Kind::Tandem)
-        .map_or(f64::NAN, |m| m.cpu.median());
-    let others = outcome.results.iter();
-    let others = others.fold(0.0_f64, |most, (_, m)| most.max(m.others.quantile(1.0)));
+fn rate(measured: &Measured) -> String {
+    let rates = &measured.delivered;
     format!(
-        "{:20} {:>21} {:>21} {:>21} {:>7} {:>6} {:>7.0}% {:>6.0}%",
-        outcome.cell.name,
-        rate(Kind::Tandem),
-        rate(Kind::Ovs),
-        rate(Kind::Io),
-        ratio(Kind::Ovs),
-        ratio(Kind::Io),
-        100.0 * cpu,
-        100.0 * others
+        "{:.2} ({:.2}..{:.2})",
+        rates.median(),
+        rates.quantile(0.0),
+        rates.quantile(1.0)
     )
 }
 

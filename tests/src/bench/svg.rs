@@ -16,11 +16,12 @@ fn colour(kind: Kind) -> (&'static str, &'static str) {
         Kind::Tandem => ("#1a6fb5", "Tandem"),
         Kind::Ovs => ("#d98324", "Open vSwitch with DPDK"),
         Kind::Io => ("#9aa3ab", "testpmd io (no switching)"),
+        Kind::Other => ("#7fb3de", "another build of Tandem"),
     }
 }
 
 /// Bars for each cell: median frames a second, with a line from the smallest to the largest.
-pub fn draw(outcomes: &[Outcome]) -> String {
+pub fn draw(outcomes: &[Outcome], kinds: &[Kind]) -> String {
     let all = outcomes.iter().flat_map(|outcome| &outcome.results);
     let most = all.fold(0.0_f64, |most, (_, measured)| {
         most.max(measured.delivered.quantile(1.0))
@@ -36,8 +37,8 @@ pub fn draw(outcomes: &[Outcome]) -> String {
          median of the rounds, and their range</text>\n"
     );
     let mut x = LEFT;
-    for kind in Kind::ALL {
-        let (fill, name) = colour(kind);
+    for kind in kinds {
+        let (fill, name) = colour(*kind);
         let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"32\" width=\"12\" height=\"12\" fill=\"{fill}\"/>\

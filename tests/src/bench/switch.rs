@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::ovs::Ovs;
 use super::{GUEST_CPU, SWITCH_CPU, mac};
 use crate::lab::process::{Process, signal};
-use crate::lab::{Daemon, Testpmd, wait_until};
+use crate::lab::{Daemon, Testpmd, built_program, wait_until};
 
 /// Which switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +20,16 @@ pub enum Kind {
     /// testpmd `io` between net_vhost ports: copies frames between port 0 and 1, 2 and 3, and so
     /// on, without looking at them.
     Io,
+    /// Another build of Tandem, whose directory is `TANDEM_BENCH_AGAINST`: to see what a change gave.
+    Other,
 }
 
 impl Kind {
-    /// All of them.
+    /// Those that are always compared.
     pub const ALL: [Kind; 3] = [Kind::Tandem, Kind::Ovs, Kind::Io];
+
+    /// This build and another one.
+    pub const BUILDS: [Kind; 2] = [Kind::Tandem, Kind::Other];
 
     /// Its key in the JSON.
     pub fn name(self) -> &'static str {
@@ -32,6 +37,7 @@ impl Kind {
             Kind::Tandem => "tandem",
             Kind::Ovs => "ovs",
             Kind::Io => "io",
+            Kind::Other => "other",
         }
     }
 }
@@ -68,7 +74,10 @@ impl Switch {
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir)?;
         let program = match kind {
-            Kind::Tandem => Program::Tandem(start_tandem(&dir, layout)?),
+            Kind::Tandem => {
+                Program::Tandem(start_tandem(&dir, layout, &built_program("tandemd")?)?)
+            }
+            Kind::Other => Program::Tandem(start_tandem(&dir, layout, &other_build()?)?),
             Kind::Ovs => Program::Ovs(Ovs::start(&dir, layout)?),
             Kind::Io => Program::Io(start_io(&dir, layout)?),
         };
@@ -128,7 +137,13 @@ pub fn port_name(port: usize) -> String {
     format!("p{port}")
 }
 
-fn start_tandem(dir: &Path, layout: Layout) -> Result<Daemon> {
+/// The `tandemd` of the other build.
+fn other_build() -> Result<PathBuf> {
+    let dir = std::env::var_os("TANDEM_BENCH_AGAINST").context("no TANDEM_BENCH_AGAINST")?;
+    Ok(Path::new(&dir).join("tandemd"))
+}
+
+fn start_tandem(dir: &Path, layout: Layout, program: &Path) -> Result<Daemon> {
     let mut arguments = vec!["--cpus".to_string(), SWITCH_CPU.to_string()];
     for port in 0..layout.ports {
         // Unknown destinations are what flowgen sends: they are the load, not a storm.
@@ -143,7 +158,7 @@ fn start_tandem(dir: &Path, layout: Layout) -> Result<Daemon> {
         arguments.extend(["--port".to_string(), spec]);
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    Daemon::start(dir, &arguments)
+    Daemon::start_program(dir, program, &arguments)
 }
 
 fn start_io(dir: &Path, layout: Layout) -> Result<Testpmd> {

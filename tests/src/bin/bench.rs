@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tandem_tests::bench::measure::{self, Effort};
 use tandem_tests::bench::report::{Report, heading, line};
+use tandem_tests::bench::switch::Kind;
 use tandem_tests::bench::{idle, latency, ovs, plan, svg};
 
 fn main() -> Result<()> {
@@ -39,6 +40,7 @@ impl Options {
             effort: Effort {
                 rounds: if quick { 3 } else { 5 },
                 turn: Duration::from_millis(if quick { 1000 } else { 1500 }),
+                kinds: &Kind::ALL,
             },
             only: vec![],
         };
@@ -51,6 +53,7 @@ impl Options {
             };
             match *word {
                 "--quick" => {}
+                "--builds" => options.effort.kinds = &Kind::BUILDS,
                 "--rounds" => options.effort.rounds = value()?.parse().context("--rounds")?,
                 "--seconds" => {
                     let seconds = value()?.parse().context("--seconds")?;
@@ -71,25 +74,26 @@ impl Options {
 
 fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
     let options = Options::parse(options)?;
-    if let Some(why) = ovs::missing() {
+    let kinds = options.effort.kinds;
+    if let Some(why) = ovs::missing().filter(|_| kinds.contains(&Kind::Ovs)) {
         bail!("nothing to compare with: {why}");
     }
     let start = Instant::now();
     let before = conditions();
     let mut report = Report::default();
-    println!("{}", heading());
+    println!("{}", heading(kinds));
     let quick_cells = options.quick && options.only.is_empty();
     for cell in plan::cells(quick_cells) {
         if options.wants(cell.name) {
             let outcome = measure::cell(dir, &cell, options.effort)?;
-            println!("{}", line(&outcome));
+            println!("{}", line(&outcome, kinds));
             report.outcomes.push(outcome);
         }
     }
     if !quick_cells && options.wants("latency") {
-        report.latency = latency::run(dir, options.effort.rounds)?;
+        report.latency = latency::run(dir, kinds, options.effort.rounds)?;
     }
-    if !quick_cells && options.wants("idle") {
+    if !quick_cells && kinds.contains(&Kind::Ovs) && options.wants("idle") {
         report.idle = idle::run(dir)?;
     }
     println!("\n{}", report.rest());
@@ -98,7 +102,7 @@ fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
         json!({"before": before, "after": conditions(), "seconds": start.elapsed().as_secs()}),
     );
     write(out, "bench.json", &serde_json::to_string_pretty(&json)?)?;
-    write(out, "bench.svg", &svg::draw(&report.outcomes))
+    write(out, "bench.svg", &svg::draw(&report.outcomes, kinds))
 }
 
 fn write(out: &Path, name: &str, text: &str) -> Result<()> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Daemon {
     dir: PathBuf,
+    program: PathBuf,
     arguments: Vec<String>,
     lifetime: Lifetime,
     process: Process,
@@ -21,17 +22,22 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it in `dir` with these arguments, and waits until it says that it is ready.
     pub fn start(dir: &Path, arguments: &[&str]) -> Result<Self> {
-        Self::launch(
-            dir,
-            arguments.iter().map(|word| word.to_string()).collect(),
-            Lifetime::Owner,
-        )
+        build_daemon()?;
+        Self::start_program(dir, &built_program("tandemd")?, arguments)
+    }
+
+    /// Starts another build than the one under test.
+    pub fn start_program(dir: &Path, program: &Path, arguments: &[&str]) -> Result<Self> {
+        let arguments = arguments.iter().map(|word| word.to_string()).collect();
+        Self::launch(dir, program.to_path_buf(), arguments, Lifetime::Owner)
     }
 
     /// Starts a daemon that goes on when the program that started it ends.
     pub fn start_detached(dir: &Path, arguments: &[&str]) -> Result<Self> {
+        build_daemon()?;
         Self::launch(
             dir,
+            built_program("tandemd")?,
             arguments.iter().map(|word| word.to_string()).collect(),
             Lifetime::Detached,
         )
@@ -43,13 +49,16 @@ impl Daemon {
         Self::start(dir, &arguments)
     }
 
-    fn launch(dir: &Path, arguments: Vec<String>, lifetime: Lifetime) -> Result<Self> {
-        build_daemon()?;
+    fn launch(
+        dir: &Path,
+        program: PathBuf,
+        arguments: Vec<String>,
+        lifetime: Lifetime,
+    ) -> Result<Self> {
         // The daemon tells a service manager when it is ready (sd_notify(3)): we are the manager.
         let notify = dir.join("notify");
         let _ = std::fs::remove_file(&notify);
         let ready = UnixDatagram::bind(&notify)?;
-        let program = built_program("tandemd")?;
         let mut process = Process::start(dir, "tandemd", &program, lifetime, |command| {
             command
                 .arg("--run-dir")
@@ -64,6 +73,7 @@ impl Daemon {
         wait_for_ready(&ready, &mut process)?;
         Ok(Self {
             dir: dir.to_path_buf(),
+            program,
             arguments,
             lifetime,
             process,
@@ -198,7 +208,12 @@ impl Daemon {
     /// Kills it (SIGKILL) and starts it again with the same arguments.
     pub fn restart_after_crash(&mut self) -> Result<()> {
         self.process.kill()?;
-        *self = Self::launch(&self.dir.clone(), self.arguments.clone(), self.lifetime)?;
+        *self = Self::launch(
+            &self.dir.clone(),
+            self.program.clone(),
+            self.arguments.clone(),
+            self.lifetime,
+        )?;
         Ok(())
     }
 
