@@ -10,6 +10,8 @@ fn check(text: &str) -> programs::Done {
         "--check",
         "--run-dir",
         "/run/tandem",
+        "--state-dir",
+        "/nonexistent",
         "--config",
         &path,
     ]))
@@ -547,7 +549,7 @@ fn a_good_file_with_every_key_is_accepted() {
         switch = "blue"
         socket = "other.sock"
         socket_role = "listen"
-        socket_group = "kvm"
+        socket_group = "root"
         socket_permissions = "0666"
         mac = "52:54:00:12:34:56"
         queue_pairs = 0x4
@@ -568,4 +570,72 @@ fn a_good_file_with_every_key_is_accepted() {
     );
     assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
     assert_eq!(done.out, "no problems: 2 switches, 3 ports\n");
+}
+
+#[test]
+fn the_example_in_the_documentation_is_accepted() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let example = text.split("```toml\n").nth(1).unwrap();
+    let done = check(example.split("```").next().unwrap());
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
+    assert_eq!(done.out, "no problems: 2 switches, 4 ports\n");
+}
+
+#[test]
+fn what_a_port_needs_of_the_host_is_looked_for() {
+    for (text, words) in [
+        (
+            "socket_group = \"no-such-group\"",
+            ["port a: socket_group: ", "no group no-such-group"],
+        ),
+        (
+            "socket = \"/nonexistent/a.sock\"",
+            ["port a: socket: ", "no directory /nonexistent"],
+        ),
+    ] {
+        let done = check(&format!("[port.a]\n{text}\n"));
+        assert_eq!(done.code, Some(1), "{done:?}");
+        for word in words {
+            assert!(done.err.contains(word), "no {word:?} in: {}", done.err);
+        }
+    }
+}
+
+#[test]
+fn what_was_set_over_the_api_is_checked_too() {
+    let (dir, path) = config("[port.a]\n");
+    let state = dir.path().to_str().unwrap();
+    let check = || {
+        let args = [
+            "--check",
+            "--run-dir",
+            "/r",
+            "--state-dir",
+            state,
+            "--config",
+            &path,
+        ];
+        done(&mut tandemd(&args))
+    };
+    let saved = dir.path().join("ports.json");
+    let ports = r#"{"version":1,"ports":{"a":{"switch":"gone"},"b":{"socket_group":"no-such"}}}"#;
+    std::fs::write(&saved, ports).unwrap();
+    let done = check();
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "no problems: 1 switch, 2 ports\n")
+    );
+    for word in [
+        "warning: port a",
+        "no switch gone",
+        "warning: port b",
+        "no group no-such",
+    ] {
+        assert!(done.err.contains(word), "no {word:?} in: {}", done.err);
+    }
+    std::fs::write(&saved, "{").unwrap();
+    let done = check();
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.err.contains("ports.json: is damaged"), "{}", done.err);
 }

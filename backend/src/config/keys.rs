@@ -343,6 +343,24 @@ mod tests {
         }
     }
 
+    /// The rows of docs/configuration.md: each key with the default that the help names.
+    #[test]
+    fn every_key_is_in_the_documentation() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let port = PORT_KEYS.iter().map(|key| (key.name, key.help));
+        for (name, help) in port.chain(SWITCH_KEYS.iter().map(|key| (key.name, key.help))) {
+            let row = text
+                .lines()
+                .find(|line| line.starts_with(&format!("| `{name}` |")));
+            let row = row.unwrap_or_else(|| panic!("no row for {name}"));
+            // Rather than a value, this one has a meaning.
+            let default = help.split("(default: ").nth(1).filter(|_| name != "vlan");
+            let default = default.map_or("", |default| default.trim_end_matches(')'));
+            assert!(row.contains(default), "{name}: no {default:?} in: {row}");
+        }
+    }
+
     #[test]
     fn a_misspelt_word_gets_the_nearest() {
         assert_eq!(

@@ -31,7 +31,8 @@ pub struct Args {
     /// CPUs that carry frames, such as 2-7,9 [default: all that the process may use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
-    /// Check the configuration, print all that is wrong, and exit
+    /// Check the configuration, and what was set over the API, print all that is wrong, and exit; TAP
+    /// devices and sockets are not opened
     #[arg(long)]
     pub check: bool,
     /// Serve one VM on this socket, as a vhost-user back-end program; no file is read unless named

@@ -1,11 +1,12 @@
 //! The daemon from its arguments to its end.
 
 mod args;
+mod check;
 mod dirs;
 mod notify;
 mod program;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
@@ -33,7 +34,7 @@ const CONFIG_FILE: &str = "/etc/tandem/tandem.toml";
 /// made is left.
 pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     if args.check {
-        return check(args);
+        return check::run(args);
     }
     let runtime = api::runtime().map_err(|error| one(system("cannot start", &error)))?;
     // From here on a signal is kept until the daemon can stop in order.
@@ -204,22 +205,6 @@ fn with_program(
             refused,
         })
         .collect())
-}
-
-fn check(args: &Args) -> Result<(), Vec<Problem>> {
-    let run_dir = args
-        .dirs()
-        .map_or_else(|_| PathBuf::from("/run/tandem"), |(run, _)| run);
-    let (config, _) = Sources::read(args)?.build(&Overlay::new(), &run_dir)?;
-    data_cpus(args).map_err(one)?;
-    let count =
-        |n: usize, one: &str, more: &str| format!("{n} {}", if n == 1 { one } else { more });
-    println!(
-        "no problems: {}, {}",
-        count(config.switches.len(), "switch", "switches"),
-        count(config.ports.len(), "port", "ports")
-    );
-    Ok(())
 }
 
 /// The CPUs of the data path: those asked for, or all that the process may use.
