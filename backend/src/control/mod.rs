@@ -63,8 +63,8 @@ pub trait Engine: Send + Sync {
     /// Makes the port; when this returns, its socket exists.
     ///
     /// # Errors
-    /// `Conflict` if the name is taken, `NotFound` if the switch is not there, `System` if the
-    /// socket or the TAP cannot be made.
+    /// `Conflict` if the name, the socket or the TAP is taken, `NotFound` if the switch is not there,
+    /// `Invalid` if this host lacks what a setting names, such as a group, `System` for the rest.
     fn add_port(&self, port: &PortConfig) -> Result<(), Refused>;
 
     /// Ends the port; when this returns, its session and its socket are gone.
