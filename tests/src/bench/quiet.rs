@@ -42,12 +42,8 @@ impl Moment {
 fn busy_ticks(stat: &str) -> Option<u64> {
     let fields = stat.lines().next()?.split_whitespace().skip(1);
     let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
-    Some(
-        [0, 1, 2, 5, 6, 7]
-            .into_iter()
-            .map(|n| ticks.get(n))
-            .sum::<Option<u64>>()?,
-    )
+    let busy = [0, 1, 2, 5, 6, 7].into_iter();
+    busy.map(|n| ticks.get(n)).sum::<Option<u64>>()
 }
 
 /// Waits until others leave the CPUs alone for a moment, for a limited time.
