@@ -288,11 +288,16 @@ impl Door {
         let same =
             |r: &RegionInfo| (r.guest, r.size, r.user) == (region.guest, region.size, region.user);
         let Some(at) = table.iter().position(same) else {
+            // And removes it once for each.
+            if self.session.info().removed.as_ref().is_some_and(same) {
+                return Ok(self.ack(&message.header, true));
+            }
             let words = MemoryRefused::Unknown(region.guest).to_string();
             return Ok(self.refuse(&message.header, Topic::Memory, words));
         };
         self.relay(Request::REM_MEM_REG, &message.body, &[])?;
-        table.remove(at);
+        let removed = table.remove(at);
+        self.session.info().removed = Some(removed);
         Ok(self.remember_memory(&message.header, table))
     }
 

@@ -55,6 +55,8 @@ pub(super) struct SessionInfo {
     pub(super) features: Option<u64>,
     /// In guest-address order.
     pub(super) memory: Vec<RegionInfo>,
+    /// The region removed last.
+    pub(super) removed: Option<RegionInfo>,
     pub(super) log: Option<DirtyLog>,
     pub(super) rings: Vec<RingInfo>,
     /// What was refused and not put right since.
