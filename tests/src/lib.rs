@@ -1,7 +1,7 @@
 //! End-to-end tests of Tandem.
 //!
 //! [`lab`] starts the real programs: `tandemd`, guests under QEMU, `dpdk-testpmd`. [`frontend`]
-//! is a vhost-user front-end and a virtio driver of our own, for what no guest would do. [`bench`]
+//! is a vhost-user front-end and a virtio driver of our own, for what no guest would do. [`mod@bench`]
 //! measures the switch beside its peers.
 #![forbid(unsafe_code)]
 
