@@ -22,6 +22,9 @@ pub struct Effort {
     pub rounds: usize,
     /// Time counted in each turn.
     pub turn: Duration,
+    /// How long each turn waits for others to leave the CPUs alone; zero: nor is a turn repeated
+    /// because they did not.
+    pub patience: Duration,
     /// The switches that take part.
     pub kinds: &'static [Kind],
 }
@@ -81,7 +84,11 @@ pub fn cell(dir: &Path, cell: &Cell, effort: Effort) -> Result<Outcome> {
     };
     let mut switches = start_paused(dir, layout, &kinds(cell, effort))?;
     let mut results: Vec<Measured> = switches.iter().map(|_| Measured::default()).collect();
-    let mut repetitions = effort.rounds;
+    let mut repetitions = if effort.patience.is_zero() {
+        0
+    } else {
+        effort.rounds
+    };
     for round in 0..effort.rounds {
         for turn in 0..switches.len() {
             // Nobody is always first, nor always behind the same other.
@@ -89,7 +96,7 @@ pub fn cell(dir: &Path, cell: &Cell, effort: Effort) -> Result<Outcome> {
             let switch = &mut switches[n];
             let name = switch.kind().name();
             let turn = loop {
-                quiet::wait()?;
+                quiet::wait(effort.patience)?;
                 let turn = take_turn(dir, cell, switch, effort.turn)
                     .with_context(|| format!("{name} in the cell {}", cell.name))?;
                 if turn.others <= quiet::TOLERATED || repetitions == 0 {
@@ -129,6 +136,13 @@ struct Turn {
 }
 
 impl Measured {
+    /// CPU time of the switch for each frame delivered, median. A switch that never sleeps also
+    /// counts its looking for work.
+    pub fn nanoseconds(&self) -> f64 {
+        let turns = self.cpu.0.iter().zip(&self.delivered.0);
+        Samples(turns.map(|(cpu, rate)| 1e3 * cpu / rate).collect()).median()
+    }
+
     fn add(&mut self, turn: &Turn) {
         let Rate { delivered, sent } = turn.rate;
         self.delivered.0.push(delivered / 1e6);

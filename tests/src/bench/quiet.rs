@@ -7,9 +7,6 @@ use anyhow::{Context, Result};
 /// CPUs that others may use, of all, before a turn is worth nothing. The kernel and the programs
 /// that take the figures need a little.
 pub const TOLERATED: f64 = 0.06;
-/// How long one turn waits for a quiet machine.
-const LIMIT: Duration = Duration::from_secs(20);
-
 /// A moment in the CPU time of the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
@@ -47,8 +44,8 @@ fn busy_ticks(stat: &str) -> Option<u64> {
 }
 
 /// Waits until others leave the CPUs alone for a moment, for a limited time.
-pub fn wait() -> Result<()> {
-    let end = Instant::now() + LIMIT;
+pub fn wait(limit: Duration) -> Result<()> {
+    let end = Instant::now() + limit;
     while Instant::now() < end {
         let before = Moment::now(0)?;
         std::thread::sleep(Duration::from_millis(300));

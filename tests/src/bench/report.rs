@@ -29,11 +29,14 @@ pub fn heading(kinds: &[Kind]) -> String {
     for peer in &kinds[1..] {
         line += &format!(" {:>7}", format!("/ {}", peer.name()));
     }
-    line + &format!(" {:>8} {:>7}", "our CPU", "others")
+    for kind in kinds {
+        line += &format!(" {:>9}", format!("{} ns", kind.name()));
+    }
+    line + &format!(" {:>7}", "others")
 }
 
-/// One line of it: medians, in brackets smallest and largest; ratios of the medians; what
-/// Tandem used of its CPU, and others of all CPUs in the worst turn.
+/// One line of it: medians, in brackets smallest and largest; ratios of the medians; the CPU time
+/// of a frame, in which others hardly show; what they used of all CPUs in the worst turn.
 pub fn line(outcome: &Outcome, kinds: &[Kind]) -> String {
     let mut line = format!("{:20}", outcome.cell.name);
     for kind in kinds {
@@ -47,14 +50,13 @@ pub fn line(outcome: &Outcome, kinds: &[Kind]) -> String {
         });
         line += &format!(" {ratio:>7}");
     }
-    let cpu = outcome.of(Kind::Tandem).map(|m| m.cpu.median());
+    for kind in kinds {
+        let cost = outcome.of(*kind).map_or(f64::NAN, Measured::nanoseconds);
+        line += &format!(" {cost:>9.0}");
+    }
     let others = outcome.results.iter();
     let others = others.fold(0.0_f64, |most, (_, m)| most.max(m.others.quantile(1.0)));
-    line + &format!(
-        " {:>7.0}% {:>6.0}%",
-        100.0 * cpu.unwrap_or(f64::NAN),
-        100.0 * others
-    )
+    line + &format!(" {:>6.0}%", 100.0 * others)
 }
 
 fn rate(measured: &Measured) -> String {
@@ -153,6 +155,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
             "gbit": measured.delivered.median() * size.mean() * 8.0 / 1e3,
             "lost_mpps": measured.lost.to_json(),
             "cpus": measured.cpu.to_json(),
+            "ns_per_frame": measured.nanoseconds(),
             "cpus_of_others": measured.others.to_json(),
             "drops": measured.drops,
         });

@@ -40,6 +40,7 @@ impl Options {
             effort: Effort {
                 rounds: if quick { 3 } else { 5 },
                 turn: Duration::from_millis(if quick { 1000 } else { 1500 }),
+                patience: Duration::from_secs(if quick { 5 } else { 20 }),
                 kinds: &Kind::ALL,
             },
             only: vec![],
@@ -55,11 +56,8 @@ impl Options {
                 "--quick" => {}
                 "--builds" => options.effort.kinds = &Kind::BUILDS,
                 "--rounds" => options.effort.rounds = value()?.parse().context("--rounds")?,
-                "--seconds" => {
-                    let seconds = value()?.parse().context("--seconds")?;
-                    options.effort.turn =
-                        Duration::try_from_secs_f64(seconds).context("--seconds")?;
-                }
+                "--seconds" => options.effort.turn = seconds(value()?)?,
+                "--patience" => options.effort.patience = seconds(value()?)?,
                 "--only" => options.only = value()?.split(',').map(str::to_string).collect(),
                 _ => bail!("unknown argument '{word}'"),
             }
@@ -70,6 +68,11 @@ impl Options {
     fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
+}
+
+fn seconds(word: &str) -> Result<Duration> {
+    let seconds = word.parse().with_context(|| word.to_string())?;
+    Duration::try_from_secs_f64(seconds).with_context(|| format!("{word} seconds"))
 }
 
 fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
