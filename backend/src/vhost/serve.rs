@@ -164,8 +164,10 @@ impl Server {
                 PollFlags::OUT
             };
             let ready = self.poll(stream, wanted);
-            // A VMM that comes after this one has died is not a second one: it waits.
-            if ready.knock && !ready.vmm.contains(PollFlags::HUP) {
+            // A VMM that comes after this one has died is not a second one: it waits. Looked at
+            // again, because `poll` looks at one descriptor after the other: this one may have
+            // died, and the next have come, in between.
+            if ready.knock && !has_left(stream) {
                 self.refuse_connection();
             }
             self.asked_to_end()?;
@@ -232,6 +234,13 @@ impl Server {
             Err(_) => self.wait(&[], Some(RETRY.0)),
         }
     }
+}
+
+/// Has the VMM closed its end?
+fn has_left(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec::default();
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// Writes what the VMM takes.
