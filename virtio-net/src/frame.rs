@@ -128,6 +128,13 @@ impl Batch {
         NetHdr::from_bytes(b.try_into().unwrap_or(&[0; NET_HDR_LEN]))
     }
 
+    /// Does the vnet header of frame `i` ask for anything?
+    #[inline]
+    pub(crate) fn has_offload(&self, i: usize) -> bool {
+        let at = usize::from(self.meta[i].start);
+        (self.heads[i].0[at] | self.heads[i].0[at + 1]) != 0
+    }
+
     /// Replaces the vnet header of frame `i`.
     #[inline]
     pub fn set_hdr(&mut self, i: usize, hdr: NetHdr) {
@@ -229,10 +236,15 @@ impl Batch {
     /// range of its payload pieces.
     #[inline]
     pub(crate) fn parts(&mut self, i: usize, num_buffers: u16) -> (&[u8], std::ops::Range<usize>) {
-        let m = self.meta[i];
+        let m = &self.meta[i];
         let at = usize::from(m.start);
         let head = &mut self.heads[i].0;
-        head[at + 10..at + 12].copy_from_slice(&num_buffers.to_le_bytes());
+        // Nearly always it is there already. A store just before the bytes are copied would hold
+        // up the wider load of the copy.
+        let num_buffers = num_buffers.to_le_bytes();
+        if head[at + 10..at + 12] != num_buffers {
+            head[at + 10..at + 12].copy_from_slice(&num_buffers);
+        }
         let bytes = &head[at..at + NET_HDR_LEN + usize::from(m.copied)];
         (
             bytes,
@@ -285,11 +297,10 @@ impl Batch {
 
     /// Starts a frame; its buffers follow by [`Batch::piece`].
     #[inline]
-    pub(crate) fn start_frame(&self) -> FrameStart {
-        FrameStart {
-            segment: self.segments.len(),
-            ..FrameStart::default()
-        }
+    pub(crate) fn start_frame(&self, f: &mut FrameStart) {
+        f.segment = self.segments.len();
+        f.bytes = 0;
+        f.error = None;
     }
 
     /// Adds a buffer to the frame that was started.
@@ -301,7 +312,7 @@ impl Batch {
         } else if len != 0 && !self.segments.push(memory, addr, len) {
             f.error = Some(DropReason::BadBuffer);
         } else if len != 0 && pieces < 2 {
-            self.segments.prefetch_last();
+            self.segments.prefetch_last(HEAD_FIRST);
         }
         f.bytes += u64::from(len);
     }
@@ -372,7 +383,7 @@ impl Batch {
     }
 
     /// Forgets the frame that was started.
-    pub(crate) fn abandon_frame(&mut self, f: FrameStart) {
+    pub(crate) fn abandon_frame(&mut self, f: &FrameStart) {
         self.segments.truncate(f.segment);
     }
 
@@ -387,7 +398,8 @@ impl Batch {
 
     /// Adds the frame in the first `bytes` of [`Batch::own_room`], vnet header in front.
     pub fn push_own(&mut self, bytes: usize) -> Result<(), DropReason> {
-        let mut f = self.start_frame();
+        let mut f = FrameStart::default();
+        self.start_frame(&mut f);
         f.bytes = bytes as u64;
         self.segments.push_own(bytes);
         self.end_pieces(&mut f);

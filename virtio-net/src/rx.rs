@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::counters::{Counters, DropReason};
 use crate::frame::{BURST, Batch};
-use crate::memory::{MAX_PARTS, Memory, Scatter};
+use crate::memory::{MAX_PARTS, Memory, Scatter, ScatterWriter};
 use crate::offload::{self, Segmenter, Treatment};
 use crate::queue::{Call, QueueState, Stopped};
 use crate::ring::{MAX_CHAIN, Queue, Ring, RingConfig, RingError, SetupError, Taken};
@@ -107,6 +107,28 @@ impl<'a> Work<'a> {
             filled: Filled::default(),
         }
     }
+
+    #[inline]
+    fn delivered(&mut self, len: usize) {
+        self.frames += 1;
+        self.bytes += len as u64;
+        self.held += len as u64;
+    }
+}
+
+/// Writes frame `i`, merged over so many buffers, behind a vnet header of `hdr_len` bytes.
+#[inline]
+fn put_frame(mut w: ScatterWriter<'_>, batch: &mut Batch, i: usize, buffers: u16, hdr_len: usize) {
+    let (head, pieces) = batch.parts(i, buffers);
+    if hdr_len == NET_HDR_LEN {
+        w.put(head);
+    } else {
+        w.put(&head[..hdr_len]);
+        w.put(&head[NET_HDR_LEN..]);
+    }
+    for piece in pieces {
+        w.put_segment(batch.segments(), piece);
+    }
 }
 
 impl Default for RxQueue {
@@ -198,18 +220,20 @@ impl RxQueue {
         counters: &Counters,
     ) -> Filled {
         let mut work = Work::new(counters);
-        if let Err(e) = ring.poll() {
-            self.state.break_ring(e);
+        match ring.poll() {
+            Ok(_) => ring.prefetch(frames.len() as u16),
+            Err(e) => self.state.break_ring(e),
         }
-        for &i in frames {
+        while let [i, rest @ ..] = &frames[work.filled.done..] {
             if self.state.is_broken() {
-                counters.count_drop(DropReason::RingBroken, 1);
+                counters.count_drop(DropReason::RingBroken, 1 + rest.len() as u64);
+                work.filled.done = frames.len();
             } else if work.held >= HOLD_BYTES {
                 break;
-            } else {
-                self.deliver(ring, batch, usize::from(i), scratch, &mut work);
+            } else if !self.deliver_run(ring, batch, &frames[work.filled.done..], &mut work) {
+                self.deliver(ring, batch, usize::from(*i), scratch, &mut work);
+                work.filled.done += 1;
             }
-            work.filled.done += 1;
         }
         if work.frames != 0 {
             self.publish(ring, &mut work);
@@ -217,6 +241,58 @@ impl RxQueue {
             counters.add(work.frames, work.bytes);
         }
         work.filled
+    }
+
+    /// Delivers the first of `frames` that go as they are, each into one buffer: nearly all do.
+    /// First the buffers of all are taken, then all frames are copied: by then the memory is on
+    /// its way. False: there is none.
+    #[inline]
+    fn deliver_run<Q: Queue>(
+        &mut self,
+        ring: &mut Q,
+        batch: &mut Batch,
+        frames: &[u8],
+        work: &mut Work<'_>,
+    ) -> bool {
+        self.chains.clear();
+        let mut held = work.held;
+        for i in frames.iter().map(|i| usize::from(*i)) {
+            if batch.has_offload(i) || held >= HOLD_BYTES {
+                break;
+            }
+            let len = batch.frame_len(i);
+            let mark = ring.mark();
+            let Some((taken, addr, room)) = ring.take_buffer((len + self.state.hdr_len) as u32)
+            else {
+                break;
+            };
+            let bytes = len + self.state.hdr_len;
+            if !self
+                .chains
+                .scatter
+                .push_whole(&self.state.memory, addr, room, bytes)
+            {
+                ring.rewind(mark);
+                break;
+            }
+            self.chains.list.push((taken, room));
+            held += len as u64;
+        }
+        let run = self.chains.list.len();
+        for (n, i) in frames[..run].iter().map(|i| usize::from(*i)).enumerate() {
+            let len = batch.frame_len(i);
+            let w = self.chains.scatter.writer_from(n, &self.state.memory);
+            put_frame(w, batch, i, 1, self.state.hdr_len);
+            let taken = self.chains.list[n].0;
+            ring.use_one(&self.state.memory, taken, (len + self.state.hdr_len) as u32);
+            work.delivered(len);
+        }
+        self.populated |= run != 0;
+        work.filled.done += run;
+        if ring.must_publish() {
+            self.publish(ring, work);
+        }
+        run != 0
     }
 
     #[inline]
@@ -244,17 +320,8 @@ impl RxQueue {
         }
         let len = batch.frame_len(i);
         let result = self.collect(ring, len, work).map(|buffers| {
-            let (head, pieces) = batch.parts(i, buffers);
-            let mut w = self.chains.scatter.writer(&self.state.memory);
-            if self.state.hdr_len == NET_HDR_LEN {
-                w.put(head);
-            } else {
-                w.put(&head[..self.state.hdr_len]);
-                w.put(&head[NET_HDR_LEN..]);
-            }
-            for piece in pieces {
-                w.put_segment(batch.segments(), piece);
-            }
+            let w = self.chains.scatter.writer(&self.state.memory);
+            put_frame(w, batch, i, buffers, self.state.hdr_len);
             self.settle(ring, len, work);
         });
         if let Err(reason) = result {
@@ -368,9 +435,7 @@ impl RxQueue {
             left -= written;
         }
         self.populated = true;
-        work.frames += 1;
-        work.bytes += len as u64;
-        work.held += len as u64;
+        work.delivered(len);
         // Segments of one frame can be more than a ring stages.
         if ring.must_publish() {
             self.publish(ring, work);

@@ -143,6 +143,17 @@ const _: () = assert!(size_of::<NetHdr>() == NET_HDR_LEN);
 const _: () = assert!(offset_of!(NetHdr, num_buffers) == NET_HDR_LEN_LEGACY);
 
 impl NetHdr {
+    /// The header of a frame that asks for nothing, as it is received in one buffer.
+    pub const PLAIN: Self = Self {
+        flags: 0,
+        gso_type: 0,
+        hdr_len: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+        num_buffers: 1,
+    };
+
     /// Reads a header from its bytes.
     #[inline]
     pub fn from_bytes(b: &[u8; NET_HDR_LEN]) -> Self {

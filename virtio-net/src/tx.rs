@@ -19,6 +19,8 @@ const L2_BYTES: usize = 14 + 4;
 pub struct TxQueue {
     state: QueueState,
     taken: [Taken; BURST],
+    /// The frames of the chains in `taken`, in the same places.
+    started: Box<[FrameStart; BURST]>,
     /// Longest frame that is no segment offload.
     max_frame: usize,
     may: MaySend,
@@ -63,6 +65,7 @@ impl Default for TxQueue {
         Self {
             state: QueueState::default(),
             taken: [Taken::default(); BURST],
+            started: Box::new([FrameStart::default(); BURST]),
             max_frame: MAX_FRAME,
             may: MaySend::default(),
         }
@@ -129,25 +132,25 @@ impl TxQueue {
             return Ok(());
         }
         batch.attach(&self.state.memory);
+        ring.prefetch(BURST as u16);
         let first = self.state.held;
-        let mut started = [FrameStart::default(); BURST];
         // First all chains, then all heads: by then they are on their way into the cache.
         let result = loop {
-            if self.state.held == BURST || !batch.has_room() {
+            let held = self.state.held;
+            if held == BURST || !batch.has_room() {
                 break Ok(());
             }
-            match take_chain(ring, &self.state.memory, batch) {
+            match take_chain(ring, &self.state.memory, batch, &mut self.started[held]) {
                 Err(e) => break Err(e),
                 Ok(None) => break Ok(()),
-                Ok(Some((taken, f))) => {
-                    self.taken[self.state.held] = taken;
-                    started[self.state.held] = f;
-                    self.state.held += 1;
+                Ok(Some(taken)) => {
+                    self.taken[held] = taken;
+                    self.state.held = held + 1;
                 }
             }
         };
         let mut bytes = 0;
-        for f in &started[first..self.state.held] {
+        for f in &self.started[first..self.state.held] {
             if let Err(reason) = self.add_frame(batch, f, &mut bytes) {
                 counters.count_drop(reason, 1);
             }
@@ -183,7 +186,7 @@ impl TxQueue {
                 Err(DropReason::MtuExceeded)
             } else {
                 // What means nothing is not passed on.
-                batch.set_hdr(i, NetHdr::default());
+                batch.set_hdr(i, NetHdr::PLAIN);
                 Ok(())
             }
         } else {
@@ -239,24 +242,20 @@ fn take_chain<Q: Queue>(
     ring: &mut Q,
     memory: &Memory,
     batch: &mut Batch,
-) -> Result<Option<(Taken, FrameStart)>, RingError> {
-    let mut f = batch.start_frame();
+    f: &mut FrameStart,
+) -> Result<Option<Taken>, RingError> {
+    batch.start_frame(f);
     // A network device has nothing to write in a TX chain (5.1.6.2). DPDK's packed rings mark the
     // vnet header of a frame in several buffers as writable all the same, and mean it to be read.
     let taken = ring.take(memory, |addr, len, _writable| {
-        batch.piece(&mut f, memory, addr, len);
+        batch.piece(f, memory, addr, len);
     });
     match taken {
-        Ok(Some(taken)) => {
-            batch.end_pieces(&mut f);
-            Ok(Some((taken, f)))
-        }
-        Ok(None) => Ok(None),
-        Err(e) => {
-            batch.abandon_frame(f);
-            Err(e)
-        }
+        Ok(Some(_)) => batch.end_pieces(f),
+        Ok(None) => {}
+        Err(_) => batch.abandon_frame(f),
     }
+    taken
 }
 
 fn complete_ring<Q: Queue>(ring: &mut Q, memory: &Memory, taken: &[Taken]) -> bool {

@@ -29,7 +29,7 @@ use thiserror::Error;
 
 pub use log::{DirtyLog, LOG_PAGE};
 pub(crate) use payload::Segments;
-pub(crate) use scatter::{MAX_PARTS, Scatter};
+pub(crate) use scatter::{MAX_PARTS, Scatter, ScatterWriter};
 
 /// What is wrong with a memory table a VMM sent.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -260,6 +260,37 @@ fn within(r: &Region, addr: u64, len: u64) -> Option<*mut u8> {
     } else {
         None
     }
+}
+
+/// Bytes that caches move at once.
+pub(crate) const CACHE_LINE: usize = 64;
+
+/// Asks for the cache line at `at`, to be read soon.
+#[inline]
+pub(crate) fn prefetch_read(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Asks for the cache line at `at`, to be written soon: another CPU, in whose cache it is, has to
+/// give it up.
+#[inline]
+pub(crate) fn prefetch_write(at: *const u8) {
+    // Not by `_mm_prefetch`: for a processor as old as x86-64 itself that only asks to read.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch changes nothing and does not fault, whatever the address. Processors that
+    // do not know this one pass over it.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Loads a descriptor's 16 bytes from guest memory as two words, each exactly once: what is

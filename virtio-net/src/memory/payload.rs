@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::Memory;
+use super::{CACHE_LINE, Memory, prefetch_read};
 
 /// A piece of a frame's payload: in a sender's memory, or in the batch's own bytes.
 #[derive(Clone, Copy)]
@@ -89,14 +89,17 @@ impl Segments {
         }
     }
 
-    /// Has the start of the piece added last brought into the cache, for [`Segments::pull`].
+    /// Has the first `bytes` of the piece added last brought into the cache, for
+    /// [`Segments::pull`].
     #[inline]
-    pub(crate) fn prefetch_last(&self) {
-        #[cfg(target_arch = "x86_64")]
+    pub(crate) fn prefetch_last(&self, bytes: usize) {
         if let Some(s) = self.segments.last() {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch does not fault, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(s.host.cast()) };
+            let bytes = bytes.min(s.len as usize);
+            (0..bytes)
+                .step_by(CACHE_LINE)
+                .for_each(|at| prefetch_read(s.host.wrapping_add(at)));
+            // The last of them may lie a line further than its distance from the first.
+            prefetch_read(s.host.wrapping_add(bytes.saturating_sub(1)));
         }
     }
 

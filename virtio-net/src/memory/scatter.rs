@@ -1,7 +1,7 @@
 //! The buffers a frame is delivered to, and the one copy into them.
 
-use super::Memory;
 use super::payload::Segments;
+use super::{CACHE_LINE, Memory, prefetch_write};
 
 /// The buffers of one frame's receiver, in order.
 ///
@@ -61,6 +61,27 @@ impl Scatter {
         }
     }
 
+    /// Adds a buffer for a frame of its own of `bytes`, which are soon written to its start; false
+    /// if it is not in one piece in `memory` or there is no room for more.
+    #[inline]
+    pub(crate) fn push_whole(
+        &mut self,
+        memory: &Memory,
+        addr: u64,
+        len: u32,
+        bytes: usize,
+    ) -> bool {
+        let host = memory.host(addr, u64::from(len));
+        let Some(host) = host.filter(|_| !self.is_full()) else {
+            return false;
+        };
+        // The first line of a frame, of which the header may be at the end of a line. Of longer
+        // frames the processor sees by itself what follows.
+        prefetch_write(host);
+        prefetch_write(host.wrapping_add(bytes.min(CACHE_LINE)));
+        self.add(Part { addr, host, len })
+    }
+
     #[inline]
     fn add(&mut self, part: Part) -> bool {
         self.bytes += u64::from(part.len);
@@ -70,9 +91,15 @@ impl Scatter {
 
     /// Starts writing at the first byte of the first part.
     pub(crate) fn writer<'a>(&'a self, memory: &'a Memory) -> ScatterWriter<'a> {
+        self.writer_from(0, memory)
+    }
+
+    /// Starts writing at the first byte of part `at`.
+    #[inline]
+    pub(crate) fn writer_from<'a>(&'a self, at: usize, memory: &'a Memory) -> ScatterWriter<'a> {
         ScatterWriter {
             memory,
-            parts: &self.parts,
+            parts: &self.parts[at..],
             offset: 0,
         }
     }

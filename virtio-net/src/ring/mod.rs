@@ -181,6 +181,15 @@ pub(crate) trait Queue {
     /// Looks how many chains are there to be taken; call once a burst, before [`Queue::take`].
     fn poll(&mut self) -> Result<bool, RingError>;
 
+    /// Has the descriptors of the next chains, up to `n`, brought into the cache. After
+    /// [`Queue::poll`].
+    fn prefetch(&self, n: u16);
+
+    /// Takes the next chain if it is one writable buffer of at least `need` bytes: what it is and
+    /// where, address and bytes. Anything else, also none or a bad one, is left to
+    /// [`Queue::take`].
+    fn take_buffer(&mut self, need: u32) -> Option<(Taken, u64, u32)>;
+
     /// Takes the next chain and shows its buffers in order: address, bytes, device-writable.
     fn take(
         &mut self,

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::journal::{Entry, Found, Journal, MAX_STAGED};
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::{MAX_PARTS, Memory, load_descriptor};
+use crate::memory::{CACHE_LINE, MAX_PARTS, Memory, load_descriptor, prefetch_read};
 use crate::spec::*;
 
 /// A place in the ring and the wrap counter there.
@@ -309,6 +309,30 @@ impl Queue for PackedRing {
     #[inline]
     fn poll(&mut self) -> Result<bool, RingError> {
         Ok(self.available(self.next_avail))
+    }
+
+    #[inline]
+    fn prefetch(&self, n: u16) {
+        // They follow each other. Those behind the ring's end are left to the hardware.
+        let from = usize::from(self.next_avail.index);
+        let to = usize::from(self.size).min(from + usize::from(n));
+        for index in (from..to).step_by(CACHE_LINE / 16) {
+            prefetch_read(self.desc.wrapping_add(index).cast());
+        }
+    }
+
+    #[inline]
+    fn take_buffer(&mut self, need: u32) -> Option<(Taken, u64, u32)> {
+        if !self.available(self.next_avail) {
+            return None;
+        }
+        let d = self.read(self.next_avail.index);
+        if d.flags & (DESC_F_WRITE | DESC_F_NEXT | DESC_F_INDIRECT) != DESC_F_WRITE || d.len < need
+        {
+            return None;
+        }
+        self.next_avail.advance(1, self.size);
+        Some((Taken { id: d.id, slots: 1 }, d.addr, d.len))
     }
 
     #[inline]

@@ -16,7 +16,7 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::{Memory, load_descriptor};
+use crate::memory::{Memory, load_descriptor, prefetch_read};
 use crate::spec::*;
 
 /// A split ring's position and where it lies.
@@ -140,6 +140,13 @@ impl SplitRing {
         unsafe { AtomicU16::from_ptr(self.used.cast::<u16>().add(at)) }
     }
 
+    /// The first descriptor of the chain that is made available at place `at`.
+    #[inline]
+    fn head(&self, at: u16) -> u16 {
+        let slot = usize::from(at & (self.size - 1));
+        self.avail_u16(2 + slot).load(Ordering::Relaxed)
+    }
+
     #[inline]
     fn write_used(&mut self, memory: &Memory, at: u16, id: u16, len: u32) {
         let offset = 4 + 8 * usize::from(at & (self.size - 1));
@@ -223,6 +230,30 @@ impl Queue for SplitRing {
     }
 
     #[inline]
+    fn prefetch(&self, n: u16) {
+        let n = n.min(self.avail_seen.wrapping_sub(self.next_avail));
+        for i in 0..n {
+            let head = self.head(self.next_avail.wrapping_add(i)) & (self.size - 1);
+            prefetch_read(self.desc.wrapping_add(16 * usize::from(head)));
+        }
+    }
+
+    #[inline]
+    fn take_buffer(&mut self, need: u32) -> Option<(Taken, u64, u32)> {
+        if self.next_avail == self.avail_seen {
+            return None;
+        }
+        let id = self.head(self.next_avail);
+        let d = self.direct(id).ok()?;
+        if d.flags & (DESC_F_WRITE | DESC_F_NEXT | DESC_F_INDIRECT) != DESC_F_WRITE || d.len < need
+        {
+            return None;
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Some((Taken { id, slots: 1 }, d.addr, d.len))
+    }
+
+    #[inline]
     fn take(
         &mut self,
         memory: &Memory,
@@ -231,8 +262,7 @@ impl Queue for SplitRing {
         if self.next_avail == self.avail_seen {
             return Ok(None);
         }
-        let slot = usize::from(self.next_avail & (self.size - 1));
-        let head = self.avail_u16(2 + slot).load(Ordering::Relaxed);
+        let head = self.head(self.next_avail);
         let mut d = self.direct(head)?;
         let mut left = MAX_CHAIN.min(self.size);
         loop {
