@@ -14,6 +14,8 @@
 //! go to the receiver in one copy. A frame has at most one 802.1Q tag taken off; it is put back,
 //! or not, for each receiver.
 
+use std::ops::Range;
+
 use crate::counters::DropReason;
 use crate::memory::{Memory, Segments};
 use crate::spec::*;
@@ -142,6 +144,16 @@ impl Batch {
         self.heads[i].0[at..at + NET_HDR_LEN].copy_from_slice(&hdr.to_bytes());
     }
 
+    /// Makes the vnet header of frame `i` that of a plain frame, if it asks for nothing.
+    pub(crate) fn make_plain(&mut self, i: usize) -> bool {
+        let at = usize::from(self.meta[i].start);
+        let plain = is_plain(&self.heads[i].0[at..]);
+        if plain {
+            self.set_hdr(i, NetHdr::PLAIN);
+        }
+        plain
+    }
+
     /// Makes sure that the first `n` bytes of frame `i` are in its head, if it has as many and
     /// they fit. True if they are there.
     pub fn pull_up(&mut self, i: usize, n: usize) -> bool {
@@ -233,9 +245,13 @@ impl Batch {
     }
 
     /// Vnet header and head of frame `i`, with the number of merged buffers filled in; then the
-    /// range of its payload pieces.
+    /// range of its payload pieces among all pieces.
     #[inline]
-    pub(crate) fn parts(&mut self, i: usize, num_buffers: u16) -> (&[u8], std::ops::Range<usize>) {
+    pub(crate) fn parts(
+        &mut self,
+        i: usize,
+        num_buffers: u16,
+    ) -> (&[u8], Range<usize>, &Segments) {
         let m = &self.meta[i];
         let at = usize::from(m.start);
         let head = &mut self.heads[i].0;
@@ -249,21 +265,17 @@ impl Batch {
         (
             bytes,
             usize::from(m.segment)..usize::from(m.segment + m.segments),
+            &self.segments,
         )
-    }
-
-    #[inline]
-    pub(crate) fn segments(&self) -> &Segments {
-        &self.segments
     }
 
     /// Vnet header and head of frame `i`, then the addresses and lengths of its payload pieces,
     /// for a system call that takes a list of buffers. Valid until [`Batch::clear`].
     pub fn io_slices(&mut self, i: usize, mut each: impl FnMut(*const u8, usize)) {
-        let (head, pieces) = self.parts(i, 0);
+        let (head, pieces, segments) = self.parts(i, 0);
         each(head.as_ptr(), head.len());
         for at in pieces {
-            let (ptr, len) = self.segments.io_slice(at);
+            let (ptr, len) = segments.io_slice(at);
             each(ptr, len);
         }
     }
@@ -293,6 +305,24 @@ impl Batch {
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
         self.segments.has_room(MAX_SEGMENTS)
+    }
+
+    /// Starts and ends a frame of one buffer; false if that is not in one piece in `memory`.
+    #[inline]
+    pub(crate) fn whole_piece(
+        &mut self,
+        f: &mut FrameStart,
+        memory: &Memory,
+        addr: u64,
+        len: u32,
+    ) -> bool {
+        f.segment = self.segments.len();
+        f.segments = 1;
+        f.bytes = len.into();
+        f.error = None;
+        let pushed = self.segments.push_whole(memory, addr, len);
+        self.segments.prefetch_last(HEAD_FIRST);
+        pushed
     }
 
     /// Starts a frame; its buffers follow by [`Batch::piece`].
@@ -330,6 +360,41 @@ impl Batch {
         self.copy_head(f, hdr_len)?;
         self.len += 1;
         Ok(())
+    }
+
+    /// As [`Batch::end_frame`] for the frames that nearly all are: of one buffer, with a vnet header
+    /// as long as ours, and of no more than `max` bytes. True: and the vnet header asks for
+    /// nothing, and is that of a plain frame now. None: it is not one of them.
+    #[inline]
+    pub(crate) fn end_whole(&mut self, f: &FrameStart, max: usize) -> Option<bool> {
+        let len = (f.bytes as usize).wrapping_sub(NET_HDR_LEN);
+        if f.segments != 1 || f.error.is_some() || !(MIN_FRAME + TAG..=max).contains(&len) {
+            return None;
+        }
+        let copied = if len <= HEAD_MAX { len } else { HEAD_FIRST };
+        let head = &mut self.heads.get_mut(self.len)?.0;
+        let head = &mut head[HEADROOM..HEADROOM + NET_HDR_LEN + copied];
+        if !self.segments.pull_at_once(f.segment, head) {
+            return None;
+        }
+        let at = NET_HDR_LEN + MACS;
+        let tagged = head[at..at + 2] == TPID;
+        let tci = u16::from_be_bytes([head[at + 2], head[at + 3]]);
+        let plain = is_plain(head);
+        if plain {
+            // What means nothing is not passed on.
+            head[..NET_HDR_LEN].copy_from_slice(&NetHdr::PLAIN.to_bytes());
+        }
+        self.meta[self.len] = Meta {
+            start: HEADROOM as u16,
+            copied: copied as u16,
+            len: len as u32,
+            segment: f.segment as u16,
+            segments: u16::from(len != copied),
+            tag: tagged.then_some(tci),
+        };
+        self.len += 1;
+        Some(plain)
     }
 
     fn copy_head(&mut self, f: &FrameStart, hdr_len: usize) -> Result<(), DropReason> {
@@ -444,6 +509,13 @@ impl FrameStart {
     pub(crate) fn frame_bytes(&self, hdr_len: usize) -> u64 {
         self.bytes.saturating_sub(hdr_len as u64)
     }
+}
+
+/// Does a vnet header from a driver ask for nothing? Only a device may set the other flags
+/// (5.1.6.2): they are without meaning.
+#[inline]
+fn is_plain(hdr: &[u8]) -> bool {
+    matches!(hdr, [flags, gso, ..] if (flags & NET_HDR_F_NEEDS_CSUM | gso) == 0)
 }
 
 /// Fills `room` from the pieces, which have enough bytes; `piece` ends at the first unread one.

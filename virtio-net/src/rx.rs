@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::counters::{Counters, DropReason};
 use crate::frame::{BURST, Batch};
-use crate::memory::{MAX_PARTS, Memory, Scatter, ScatterWriter};
+use crate::memory::{MAX_PARTS, Memory, Scatter};
 use crate::offload::{self, Segmenter, Treatment};
 use crate::queue::{Call, QueueState, Stopped};
 use crate::ring::{MAX_CHAIN, Queue, Ring, RingConfig, RingError, SetupError, Taken};
@@ -113,21 +113,6 @@ impl<'a> Work<'a> {
         self.frames += 1;
         self.bytes += len as u64;
         self.held += len as u64;
-    }
-}
-
-/// Writes frame `i`, merged over so many buffers, behind a vnet header of `hdr_len` bytes.
-#[inline]
-fn put_frame(mut w: ScatterWriter<'_>, batch: &mut Batch, i: usize, buffers: u16, hdr_len: usize) {
-    let (head, pieces) = batch.parts(i, buffers);
-    if hdr_len == NET_HDR_LEN {
-        w.put(head);
-    } else {
-        w.put(&head[..hdr_len]);
-        w.put(&head[NET_HDR_LEN..]);
-    }
-    for piece in pieces {
-        w.put_segment(batch.segments(), piece);
     }
 }
 
@@ -254,39 +239,40 @@ impl RxQueue {
         frames: &[u8],
         work: &mut Work<'_>,
     ) -> bool {
-        self.chains.clear();
+        let QueueState {
+            memory, hdr_len, ..
+        } = &self.state;
+        let Chains { scatter, list, .. } = &mut self.chains;
+        scatter.clear();
+        list.clear();
+        // A shorter header than ours is not in one piece with the frame.
+        if *hdr_len != NET_HDR_LEN {
+            return false;
+        }
         let mut held = work.held;
         for i in frames.iter().map(|i| usize::from(*i)) {
-            if batch.has_offload(i) || held >= HOLD_BYTES {
+            if held >= HOLD_BYTES || batch.has_offload(i) {
                 break;
             }
-            let len = batch.frame_len(i);
+            let bytes = NET_HDR_LEN + batch.frame_len(i);
             let mark = ring.mark();
-            let Some((taken, addr, room)) = ring.take_buffer((len + self.state.hdr_len) as u32)
-            else {
+            let Some((taken, addr, room)) = ring.take_buffer(true, bytes as u32) else {
                 break;
             };
-            let bytes = len + self.state.hdr_len;
-            if !self
-                .chains
-                .scatter
-                .push_whole(&self.state.memory, addr, room, bytes)
-            {
+            if !scatter.push_whole(memory, addr, room, bytes) {
                 ring.rewind(mark);
                 break;
             }
-            self.chains.list.push((taken, room));
-            held += len as u64;
+            list.push((taken, bytes as u32));
+            held += bytes as u64;
         }
-        let run = self.chains.list.len();
-        for (n, i) in frames[..run].iter().map(|i| usize::from(*i)).enumerate() {
-            let len = batch.frame_len(i);
-            let w = self.chains.scatter.writer_from(n, &self.state.memory);
-            put_frame(w, batch, i, 1, self.state.hdr_len);
-            let taken = self.chains.list[n].0;
-            ring.use_one(&self.state.memory, taken, (len + self.state.hdr_len) as u32);
-            work.delivered(len);
+        for (n, (taken, bytes)) in list.iter().enumerate() {
+            let (head, pieces, segments) = batch.parts(usize::from(frames[n]), 1);
+            scatter.write_whole(n, memory, head, segments, pieces);
+            ring.use_one(memory, *taken, *bytes);
+            work.delivered(*bytes as usize - NET_HDR_LEN);
         }
+        let run = list.len();
         self.populated |= run != 0;
         work.filled.done += run;
         if ring.must_publish() {
@@ -320,8 +306,17 @@ impl RxQueue {
         }
         let len = batch.frame_len(i);
         let result = self.collect(ring, len, work).map(|buffers| {
-            let w = self.chains.scatter.writer(&self.state.memory);
-            put_frame(w, batch, i, buffers, self.state.hdr_len);
+            let (head, pieces, segments) = batch.parts(i, buffers);
+            let mut w = self.chains.scatter.writer(&self.state.memory);
+            if self.state.hdr_len == NET_HDR_LEN {
+                w.put(head);
+            } else {
+                w.put(&head[..self.state.hdr_len]);
+                w.put(&head[NET_HDR_LEN..]);
+            }
+            for piece in pieces {
+                w.put_segment(segments, piece);
+            }
             self.settle(ring, len, work);
         });
         if let Err(reason) = result {

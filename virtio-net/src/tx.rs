@@ -133,22 +133,25 @@ impl TxQueue {
         }
         batch.attach(&self.state.memory);
         ring.prefetch(BURST as u16);
-        let first = self.state.held;
+        let QueueState { memory, held, .. } = &mut self.state;
+        let first = *held;
+        let places = self.taken[first..].iter_mut();
+        let mut result = Ok(());
         // First all chains, then all heads: by then they are on their way into the cache.
-        let result = loop {
-            let held = self.state.held;
-            if held == BURST || !batch.has_room() {
-                break Ok(());
+        for (taken, f) in places.zip(&mut self.started[first..]) {
+            if !batch.has_room() {
+                break;
             }
-            match take_chain(ring, &self.state.memory, batch, &mut self.started[held]) {
-                Err(e) => break Err(e),
-                Ok(None) => break Ok(()),
-                Ok(Some(taken)) => {
-                    self.taken[held] = taken;
-                    self.state.held = held + 1;
+            match take_frame(ring, memory, batch, f) {
+                Ok(Some(chain)) => *taken = chain,
+                Ok(None) => break,
+                Err(e) => {
+                    result = Err(e);
+                    break;
                 }
             }
-        };
+            *held += 1;
+        }
         let mut bytes = 0;
         for f in &self.started[first..self.state.held] {
             if let Err(reason) = self.add_frame(batch, f, &mut bytes) {
@@ -159,7 +162,7 @@ impl TxQueue {
         result
     }
 
-    /// Adds a frame whose buffers were collected, and its bytes.
+    /// Adds a frame whose buffers were collected, if it is good, and its bytes.
     #[inline]
     fn add_frame(
         &self,
@@ -167,30 +170,30 @@ impl TxQueue {
         f: &FrameStart,
         bytes: &mut u64,
     ) -> Result<(), DropReason> {
-        batch.end_frame(f, self.state.hdr_len)?;
+        let mut plain = None;
+        if self.state.hdr_len == NET_HDR_LEN {
+            plain = batch.end_whole(f, self.max_frame);
+        }
+        if plain.is_none() {
+            batch.end_frame(f, self.state.hdr_len)?;
+        }
         // What is not a frame has only the bytes that its guest says it has: counted from here.
         *bytes += f.frame_bytes(self.state.hdr_len);
+        if plain == Some(true) {
+            return Ok(());
+        }
         self.judge(batch)
     }
 
     /// Checks the frame added last against what was negotiated; takes it back if it is bad.
-    #[inline]
     fn judge(&self, batch: &mut Batch) -> Result<(), DropReason> {
         let i = batch.len() - 1;
-        let len = batch.frame_len(i);
-        let mut hdr = batch.hdr(i);
-        // Only a device may say the others (5.1.6.2): without meaning here.
-        hdr.flags &= NET_HDR_F_NEEDS_CSUM;
-        let result = if (hdr.flags | hdr.gso_type) == 0 {
-            if len > self.max_frame {
-                Err(DropReason::MtuExceeded)
-            } else {
-                // What means nothing is not passed on.
-                batch.set_hdr(i, NetHdr::PLAIN);
-                Ok(())
-            }
+        let result = if !batch.make_plain(i) {
+            self.judge_offload(batch, i)
+        } else if batch.frame_len(i) > self.max_frame {
+            Err(DropReason::MtuExceeded)
         } else {
-            self.judge_offload(batch, i, hdr)
+            Ok(())
         };
         if result.is_err() {
             batch.pop();
@@ -198,7 +201,9 @@ impl TxQueue {
         result
     }
 
-    fn judge_offload(&self, batch: &mut Batch, i: usize, hdr: NetHdr) -> Result<(), DropReason> {
+    fn judge_offload(&self, batch: &mut Batch, i: usize) -> Result<(), DropReason> {
+        let mut hdr = batch.hdr(i);
+        hdr.flags &= NET_HDR_F_NEEDS_CSUM;
         if !self.may.allows(&hdr) {
             return Err(DropReason::BadVnetHeader);
         }
@@ -238,6 +243,22 @@ impl TxQueue {
 }
 
 #[inline]
+fn take_frame<Q: Queue>(
+    ring: &mut Q,
+    memory: &Memory,
+    batch: &mut Batch,
+    f: &mut FrameStart,
+) -> Result<Option<Taken>, RingError> {
+    let mark = ring.mark();
+    if let Some((taken, addr, len)) = ring.take_buffer(false, MIN_FRAME as u32) {
+        if batch.whole_piece(f, memory, addr, len) {
+            return Ok(Some(taken));
+        }
+        ring.rewind(mark);
+    }
+    take_chain(ring, memory, batch, f)
+}
+
 fn take_chain<Q: Queue>(
     ring: &mut Q,
     memory: &Memory,

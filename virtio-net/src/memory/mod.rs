@@ -29,7 +29,7 @@ use thiserror::Error;
 
 pub use log::{DirtyLog, LOG_PAGE};
 pub(crate) use payload::Segments;
-pub(crate) use scatter::{MAX_PARTS, Scatter, ScatterWriter};
+pub(crate) use scatter::{MAX_PARTS, Scatter};
 
 /// What is wrong with a memory table a VMM sent.
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -89,17 +89,25 @@ impl Segments {
         }
     }
 
-    /// Has the first `bytes` of the piece added last brought into the cache, for
-    /// [`Segments::pull`].
+    /// As [`Segments::push`], but false also if the bytes are not in one region.
+    #[inline]
+    pub(crate) fn push_whole(&mut self, memory: &Memory, addr: u64, len: u32) -> bool {
+        let host = memory.host(addr, u64::from(len));
+        if let Some(host) = host {
+            self.segments.push(Segment { host, own: 0, len });
+        }
+        host.is_some()
+    }
+
+    /// Has the first `bytes`, of two or three cache lines, of the piece added last brought into the
+    /// cache, for [`Segments::pull`].
     #[inline]
     pub(crate) fn prefetch_last(&self, bytes: usize) {
         if let Some(s) = self.segments.last() {
-            let bytes = bytes.min(s.len as usize);
-            (0..bytes)
-                .step_by(CACHE_LINE)
-                .for_each(|at| prefetch_read(s.host.wrapping_add(at)));
-            // The last of them may lie a line further than its distance from the first.
-            prefetch_read(s.host.wrapping_add(bytes.saturating_sub(1)));
+            let last = bytes.min(s.len as usize).saturating_sub(1);
+            prefetch_read(s.host);
+            prefetch_read(s.host.wrapping_add(last.min(CACHE_LINE)));
+            prefetch_read(s.host.wrapping_add(last));
         }
     }
 
@@ -145,6 +153,25 @@ impl Segments {
             s.host = unsafe { s.host.add(dst.len()) };
         }
         s.len -= dst.len() as u32;
+    }
+
+    /// As [`Segments::pull`] if the piece is in a sender's memory and long enough; else nothing is
+    /// done.
+    #[inline]
+    pub(crate) fn pull_at_once(&mut self, at: usize, dst: &mut [u8]) -> bool {
+        let Some(s) = self.segments.get_mut(at) else {
+            return false;
+        };
+        if s.host.is_null() || (s.len as usize) < dst.len() {
+            return false;
+        }
+        // SAFETY: as in `read`: the piece has this many bytes, by the invariant of `Segments`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(s.host, dst.as_mut_ptr(), dst.len());
+            s.host = s.host.add(dst.len());
+        }
+        s.len -= dst.len() as u32;
+        true
     }
 
     /// Copies the first `dst.len()` bytes of piece `at`.

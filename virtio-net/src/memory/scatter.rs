@@ -1,6 +1,8 @@
 //! The buffers a frame is delivered to, and the one copy into them.
 
 use super::payload::Segments;
+use std::ops::Range;
+
 use super::{CACHE_LINE, Memory, prefetch_write};
 
 /// The buffers of one frame's receiver, in order.
@@ -91,17 +93,45 @@ impl Scatter {
 
     /// Starts writing at the first byte of the first part.
     pub(crate) fn writer<'a>(&'a self, memory: &'a Memory) -> ScatterWriter<'a> {
-        self.writer_from(0, memory)
-    }
-
-    /// Starts writing at the first byte of part `at`.
-    #[inline]
-    pub(crate) fn writer_from<'a>(&'a self, at: usize, memory: &'a Memory) -> ScatterWriter<'a> {
         ScatterWriter {
             memory,
-            parts: &self.parts[at..],
+            parts: &self.parts,
             offset: 0,
         }
+    }
+
+    /// Writes a whole frame to part `at`: `head`, and behind it pieces of payload.
+    ///
+    /// # Panics
+    /// If the part is shorter.
+    #[inline]
+    pub(crate) fn write_whole(
+        &self,
+        at: usize,
+        memory: &Memory,
+        head: &[u8],
+        segments: &Segments,
+        pieces: Range<usize>,
+    ) {
+        let part = &self.parts[at];
+        let mut left = part.len as usize;
+        let mut dst = part.host;
+        let mut put = |src: *const u8, len: usize| {
+            assert!(len <= left, "a buffer is written within its length");
+            // SAFETY: `len` is within the part, which came from `memory` under this hold of the
+            // queue's lock; `head` is a slice, and see the invariant of `Segments`.
+            unsafe {
+                std::ptr::copy(src, dst, len);
+                dst = dst.add(len);
+            }
+            left -= len;
+        };
+        put(head.as_ptr(), head.len());
+        for piece in pieces {
+            let (src, len) = segments.io_slice(piece);
+            put(src, len);
+        }
+        memory.mark(part.addr, (part.len as usize - left) as u64);
     }
 }
 

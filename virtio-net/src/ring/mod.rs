@@ -185,10 +185,10 @@ pub(crate) trait Queue {
     /// [`Queue::poll`].
     fn prefetch(&self, n: u16);
 
-    /// Takes the next chain if it is one writable buffer of at least `need` bytes: what it is and
-    /// where, address and bytes. Anything else, also none or a bad one, is left to
-    /// [`Queue::take`].
-    fn take_buffer(&mut self, need: u32) -> Option<(Taken, u64, u32)>;
+    /// Takes the next chain if it is a single buffer of at least `need` bytes, for the device to
+    /// write or to read: what it is, address and bytes. Anything else, also none or a bad one, is
+    /// left to [`Queue::take`].
+    fn take_buffer(&mut self, write: bool, need: u32) -> Option<(Taken, u64, u32)>;
 
     /// Takes the next chain and shows its buffers in order: address, bytes, device-writable.
     fn take(

@@ -322,13 +322,13 @@ impl Queue for PackedRing {
     }
 
     #[inline]
-    fn take_buffer(&mut self, need: u32) -> Option<(Taken, u64, u32)> {
+    fn take_buffer(&mut self, write: bool, need: u32) -> Option<(Taken, u64, u32)> {
         if !self.available(self.next_avail) {
             return None;
         }
         let d = self.read(self.next_avail.index);
-        if d.flags & (DESC_F_WRITE | DESC_F_NEXT | DESC_F_INDIRECT) != DESC_F_WRITE || d.len < need
-        {
+        let kind = if write { DESC_F_WRITE } else { 0 };
+        if d.flags & (DESC_F_WRITE | DESC_F_NEXT | DESC_F_INDIRECT) != kind || d.len < need {
             return None;
         }
         self.next_avail.advance(1, self.size);

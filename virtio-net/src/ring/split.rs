@@ -239,14 +239,14 @@ impl Queue for SplitRing {
     }
 
     #[inline]
-    fn take_buffer(&mut self, need: u32) -> Option<(Taken, u64, u32)> {
+    fn take_buffer(&mut self, write: bool, need: u32) -> Option<(Taken, u64, u32)> {
         if self.next_avail == self.avail_seen {
             return None;
         }
         let id = self.head(self.next_avail);
         let d = self.direct(id).ok()?;
-        if d.flags & (DESC_F_WRITE | DESC_F_NEXT | DESC_F_INDIRECT) != DESC_F_WRITE || d.len < need
-        {
+        let kind = if write { DESC_F_WRITE } else { 0 };
+        if d.flags & (DESC_F_WRITE | DESC_F_NEXT | DESC_F_INDIRECT) != kind || d.len < need {
             return None;
         }
         self.next_avail = self.next_avail.wrapping_add(1);
