@@ -247,11 +247,7 @@ impl Batch {
     /// Vnet header and head of frame `i`, with the number of merged buffers filled in; then the
     /// range of its payload pieces among all pieces.
     #[inline]
-    pub(crate) fn parts(
-        &mut self,
-        i: usize,
-        num_buffers: u16,
-    ) -> (&[u8], Range<usize>, &Segments) {
+    pub(crate) fn parts(&mut self, i: usize, num_buffers: u16) -> (&[u8], Range<usize>, &Segments) {
         let m = &self.meta[i];
         let at = usize::from(m.start);
         let head = &mut self.heads[i].0;

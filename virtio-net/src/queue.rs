@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use crate::memory::{DirtyLog, Memory};
-use crate::ring::{Journal, Ring, RingConfig, RingError, SetupError};
+use crate::ring::{Journal, Queue, Ring, RingConfig, RingError, SetupError, Taken};
 use crate::spec::NetHdr;
 
 /// How a queue tells the VMM to notify the guest. Must not block.
@@ -40,6 +40,9 @@ pub struct QueueState {
     pub(crate) hdr_len: usize,
     /// Chains taken from this ring that are still to be given back to it.
     pub(crate) held: usize,
+    /// Those of the last burst of a TX queue, if they are given back late.
+    pub(crate) late: Vec<Taken>,
+    pub(crate) journal: Option<Journal>,
     config: RingConfig,
     call: Option<Arc<dyn Call>>,
     enabled: bool,
@@ -53,6 +56,8 @@ impl Default for QueueState {
             memory: Memory::empty(),
             hdr_len: NetHdr::len_for(0),
             held: 0,
+            late: Vec::new(),
+            journal: None,
             config: RingConfig::default(),
             call: None,
             enabled: false,
@@ -86,29 +91,49 @@ impl QueueState {
     /// Stops the ring. The position where whoever goes on must start, and is told; none if it did
     /// not run.
     pub fn stop(&mut self) -> Option<u16> {
+        self.give_back_late();
         self.broken = None;
         self.held = 0;
-        let mut ring = self.ring.take()?;
-        ring.forget_position();
+        let ring = self.ring.take()?;
+        if let Some(journal) = self.journal.take() {
+            journal.clear();
+        }
         Some(ring.base())
     }
 
-    /// Keeps the position of the running ring in `journal`, or goes on where that says it was.
+    /// Gives back what was held over from the last burst. True if the guest wants to be notified.
+    pub(crate) fn give_back_late(&mut self) -> bool {
+        let wanted = match &mut self.ring {
+            Some(_) if self.memory.fault().is_set() => false,
+            Some(Ring::Split(r)) => r.give_back(&self.memory, &self.late),
+            Some(Ring::Packed(r)) => r.give_back(&self.memory, &self.late),
+            None => false,
+        };
+        self.late.clear();
+        wanted
+    }
+
+    /// Keeps the position of the running ring in `journal`, or goes on where that says it was;
+    /// and of a TX queue what of it is delivered. Nothing of the ring may have been taken yet.
     pub fn keep_position(&mut self, journal: Journal) {
         if let Some(ring) = &mut self.ring {
-            ring.keep_position(&self.memory, journal);
+            ring.keep_position(&self.memory, &self.config, &journal);
+            self.journal = Some(journal);
         }
     }
 
     /// Ends everything a session set: the ring, its memory, how to call. Nobody is told where the
     /// ring was, so its journal keeps that.
     pub fn reset(&mut self) {
+        self.give_back_late();
         *self = Self::default();
     }
 
     /// Swaps the memory, and with it the dirty log; a running ring is found again in it or stops
     /// with an error.
     pub fn set_memory(&mut self, memory: Memory) -> Result<(), SetupError> {
+        // While what it lies in is still there.
+        self.give_back_late();
         self.memory = memory;
         if let Some(ring) = &mut self.ring
             && let Err(e) = ring.remap(&self.config, &self.memory)
@@ -126,6 +151,9 @@ impl QueueState {
 
     /// Lets frames through, or not.
     pub fn set_enabled(&mut self, enabled: bool) {
+        if !enabled {
+            self.give_back_late();
+        }
         self.enabled = enabled;
     }
 

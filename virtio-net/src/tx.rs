@@ -12,6 +12,9 @@ use crate::ring::{Queue, Ring, RingConfig, RingError, SetupError, Taken};
 use crate::spec::*;
 use crate::wire::parse;
 
+/// The part of a ring that may be given back late.
+const LATE_SHARE: u32 = 4;
+
 /// Bytes a frame may be longer than the MTU: addresses, type and one tag.
 const L2_BYTES: usize = 14 + 4;
 
@@ -96,6 +99,7 @@ impl TxQueue {
         mtu: Option<u16>,
     ) -> Result<(), SetupError> {
         self.state.start(config, base, true)?;
+        self.state.late.reserve(BURST);
         self.may = MaySend::new(config.features);
         self.max_frame = mtu.map_or(MAX_FRAME, |m| usize::from(m) + L2_BYTES);
         Ok(())
@@ -151,6 +155,9 @@ impl TxQueue {
                 }
             }
             *held += 1;
+        }
+        if let Some(journal) = &self.state.journal {
+            journal.deliver(ring.place());
         }
         let mut bytes = 0;
         for f in &self.started[first..self.state.held] {
@@ -230,14 +237,49 @@ impl TxQueue {
     }
 
     /// Gives all drained buffers back to the guest, at once. Whom to call after unlocking.
+    ///
+    /// A driver that polls gets those of the last burst one burst late, or when
+    /// [`TxQueue::give_back`] is called, or before we sleep. Such a driver cleans up when its ring is full: if all of it
+    /// is used by then, it frees the whole ring's buffers at once, more than its caches hold, and
+    /// the next ones it takes are cold for it and for us. While a burst is out it frees one burst.
     pub fn complete(&mut self) -> Option<Arc<dyn Call>> {
-        let taken = &self.taken[..std::mem::take(&mut self.state.held)];
-        let memory = &self.state.memory;
-        let wanted = match &mut self.state.ring {
-            Some(Ring::Split(r)) => complete_ring(r, memory, taken),
-            Some(Ring::Packed(r)) => complete_ring(r, memory, taken),
-            None => false,
+        let mut wanted = self.state.give_back_late();
+        let state = &mut self.state;
+        let chains = &self.taken[..std::mem::take(&mut state.held)];
+        let few = chains.iter().map(|c| u32::from(c.slots)).sum::<u32>()
+            <= u32::from(state.config().size) / LATE_SHARE;
+        let polls = match &state.ring {
+            Some(Ring::Split(r)) => r.driver_polls(),
+            Some(Ring::Packed(r)) => r.driver_polls(),
+            None => return None,
         };
+        state.late.extend_from_slice(chains);
+        if !(few && polls) {
+            wanted |= state.give_back_late();
+        }
+        state.callee(wanted)
+    }
+
+    /// Is there something to be given back?
+    #[inline]
+    pub fn is_late(&self) -> bool {
+        !self.state.late.is_empty()
+    }
+
+    /// Asks the driver to notify us, or not to, about buffers it makes available. Whoever asks for
+    /// it is about to sleep: what was held over is given back. Whom to call after unlocking.
+    #[must_use]
+    pub fn set_kicks(&mut self, on: bool) -> Option<Arc<dyn Call>> {
+        let call = if on { self.give_back() } else { None };
+        self.state.set_kicks(on);
+        call
+    }
+
+    /// Gives back what was held over from the last burst: no other followed. Whom to call after
+    /// unlocking.
+    #[must_use]
+    pub fn give_back(&mut self) -> Option<Arc<dyn Call>> {
+        let wanted = self.state.give_back_late();
         self.state.callee(wanted)
     }
 }
@@ -277,13 +319,4 @@ fn take_chain<Q: Queue>(
         Err(_) => batch.abandon_frame(f),
     }
     taken
-}
-
-fn complete_ring<Q: Queue>(ring: &mut Q, memory: &Memory, taken: &[Taken]) -> bool {
-    if taken.is_empty() {
-        return false;
-    }
-    ring.use_all(memory, taken);
-    ring.publish(memory);
-    ring.wants_call()
 }

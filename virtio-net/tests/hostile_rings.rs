@@ -106,7 +106,7 @@ impl Rig {
             self.batch.clear();
         }
         self.tx.complete();
-        self.tx.set_kicks(true);
+        let _ = self.tx.set_kicks(true);
         self.rx.set_kicks(true);
         taken
     }

@@ -328,7 +328,7 @@ fn marks(features: u64, size: u16, base: u16) {
     let mut rng = Rng(7);
     for lap in 0..60 {
         let on = lap % 2 == 0;
-        all_marked(&a.ram, &log_a, &mut wire, |w| w.tx.set_kicks(on));
+        all_marked(&a.ram, &log_a, &mut wire, |w| drop(w.tx.set_kicks(on)));
         all_marked(&b.ram, &log_b, &mut wire, |w| w.rx.set_kicks(on));
         while b.offered() < 6 {
             let lens: Vec<usize> = (0..2).map(|_| 800 + rng.below(3000)).collect();

@@ -133,12 +133,12 @@ fn kicks_are_asked_for_and_declined() {
     for features in [V1, V1 | EVENT, V1 | PACKED, V1 | PACKED | EVENT] {
         let mut rig = Rig::new(16, features, 0);
         for lap in 0..50 {
-            rig.wire.tx.set_kicks(true);
+            assert!(rig.wire.tx.set_kicks(true).is_none());
             assert!(!rig.wire.tx.has_work());
             assert!(rig.nic.send(NetHdr::default(), &[0; 60], &Shape::plain()));
             assert!(rig.nic.ring.must_kick(), "lap {lap} of {features:#x}");
             assert!(rig.wire.tx.has_work());
-            rig.wire.tx.set_kicks(false);
+            assert!(rig.wire.tx.set_kicks(false).is_none());
             assert!(rig.nic.send(NetHdr::default(), &[0; 60], &Shape::plain()));
             assert!(!rig.nic.ring.must_kick(), "lap {lap} of {features:#x}");
             rig.wire.pump_all();
@@ -201,12 +201,17 @@ fn sleepers(features: u64, size: u16) {
                     }
                     continue;
                 }
-                tx.set_kicks(true);
+                if let Some(c) = tx.set_kicks(true) {
+                    c.call();
+                }
                 let work = tx.has_work();
                 if !work {
                     wait(&kicked, "the device");
                 }
-                tx.set_kicks(false);
+                assert!(tx.set_kicks(false).is_none());
+            }
+            if let Some(c) = tx.give_back() {
+                c.call();
             }
         });
         let mut sent = 0;

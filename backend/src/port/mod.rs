@@ -129,7 +129,8 @@ impl GuestPort {
     /// The journal for a ring that is about to start, if it needs one.
     fn journal(&self, ring: u16, config: &RingConfig) -> Option<Journal> {
         let path = self.config.journal.as_ref()?;
-        if !has(config.features, VIRTIO_F_RING_PACKED) {
+        // A split RX ring tells all there is to know by itself.
+        if ring.is_multiple_of(2) && !has(config.features, VIRTIO_F_RING_PACKED) {
             return None;
         }
         let mut file = lock(&self.journal);
@@ -138,7 +139,7 @@ impl GuestPort {
                 Ok(opened) => *file = Some(opened),
                 Err(e) => {
                     let (name, path) = (&self.config.name, path.display());
-                    warn!("port {name}: {path}: {e}; its packed rings will not survive a restart");
+                    warn!("port {name}: {path}: {e}; its rings may not survive a restart");
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tandem_uplink::{Forwarder, Now};
 use tandem_virtio_net::{Batch, Counters, RxQueue, Scratch, TxQueue};
@@ -16,7 +17,12 @@ use crate::worker::Wake;
 pub(super) struct TxSide {
     pub(super) queue: TxQueue,
     pub(super) forwarder: Option<Forwarder>,
+    /// When the last burst was taken.
+    last: Now,
 }
+
+/// How long the buffers of a burst may be held over while no other follows.
+const LATE: Duration = Duration::from_micros(100);
 
 /// A queue pair.
 pub struct Pair {
@@ -60,11 +66,21 @@ impl Pair {
     /// Drains one burst of the pair's frames and delivers them. Frames taken; 0: nothing to do.
     pub fn serve(&self, batch: &mut Batch, scratch: &mut Scratch, now: Now) -> usize {
         let mut tx = lock(&self.tx);
-        let TxSide { queue, forwarder } = &mut *tx;
+        let TxSide {
+            queue,
+            forwarder,
+            last,
+        } = &mut *tx;
         let taken = queue.drain(batch, &self.from_vm);
         if taken == 0 {
+            if queue.is_late() && *last + LATE < now {
+                let call = queue.give_back();
+                drop(tx);
+                call.into_iter().for_each(|call| call.call());
+            }
             return 0;
         }
+        *last = now;
         if let Some(forwarder) = forwarder {
             forwarder.forward(batch, scratch, now);
         }
@@ -81,8 +97,11 @@ impl Pair {
     /// Asks the guest to notify us, or not to. With `on`, true if there is work already.
     pub fn set_kicks(&self, on: bool) -> bool {
         let mut tx = lock(&self.tx);
-        tx.queue.set_kicks(on);
-        on && tx.queue.has_work()
+        let call = tx.queue.set_kicks(on);
+        let work = on && tx.queue.has_work();
+        drop(tx);
+        call.into_iter().for_each(|call| call.call());
+        work
     }
 
     /// Counts a kick if it was this pair's.

@@ -1,4 +1,4 @@
-//! Where a packed ring stands, kept outside the process.
+//! Where a packed ring stands, and what of a TX ring has been delivered, kept outside the process.
 //!
 //! A split ring tells its position itself: the used index is in guest memory. A packed ring has no
 //! such index, and a VMM that lost its back-end can only repeat where the ring once was. So the
@@ -20,6 +20,11 @@
 //! That is decided by the first entry, whose flags are written last: while the driver has not seen
 //! it, it cannot have reused what lies behind.
 //!
+//! The last word of the record of a TX ring, split or packed, says up to where its frames have been
+//! delivered, which is further than they are used: a process that dies in between would find them
+//! available again, and deliver them twice. It is written before the first frame of a burst
+//! arrives anywhere, so what is lost is at most a burst, as on any wire.
+//!
 //! The record is cleared when a ring is stopped in good order, because then the VMM is told.
 
 #![allow(unsafe_code)]
@@ -28,10 +33,16 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory::Memory;
+
 /// Bytes of a record.
 pub const JOURNAL_BYTES: usize = 4096;
 /// Used chains that one publish may write.
-pub(crate) const MAX_STAGED: usize = JOURNAL_BYTES / 8 - 2;
+pub(crate) const MAX_STAGED: usize = JOURNAL_BYTES / 8 - 3;
+/// Where the record says up to where frames have been delivered.
+const DELIVERED: usize = JOURNAL_BYTES / 8 - 1;
+/// Nothing was, or nobody knows.
+const NOWHERE: u64 = u64::MAX;
 
 /// One used chain on its way into the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +104,7 @@ impl Journal {
     #[inline]
     fn word(&self, at: usize) -> &AtomicU64 {
         debug_assert!(at < JOURNAL_BYTES / 8);
-        // SAFETY: `at` is inside the record (`new`); every caller is bounded by `MAX_STAGED + 2`.
+        // SAFETY: `at` is inside the record (`new`): every caller is bounded by `DELIVERED`.
         unsafe { &*self.words.add(at) }
     }
 
@@ -124,6 +135,23 @@ impl Journal {
         self.word(0).store(key, Ordering::Release);
     }
 
+    /// Up to where the frames of the ring `key` have been delivered, if the record says that. If
+    /// not, it is made to say nothing.
+    pub(crate) fn delivered(&self, key: u64) -> Option<u16> {
+        let place = self.word(DELIVERED).load(Ordering::Acquire);
+        if key != 0 && self.word(0).load(Ordering::Acquire) == key {
+            return u16::try_from(place).ok();
+        }
+        self.word(DELIVERED).store(NOWHERE, Ordering::Release);
+        None
+    }
+
+    /// Records up to where frames are delivered, from now on.
+    #[inline]
+    pub(crate) fn deliver(&self, place: u16) {
+        self.word(DELIVERED).store(place.into(), Ordering::Release);
+    }
+
     /// Records what is about to be written to the ring.
     #[inline]
     pub(crate) fn begin(&self, entries: &[Entry], next: u16) {
@@ -146,6 +174,13 @@ impl Journal {
     pub(crate) fn clear(&self) {
         self.word(0).store(0, Ordering::Release);
     }
+}
+
+/// A key for the ring at guest address `addr`, of `size` entries; 0 if nobody knows what is there.
+pub(crate) fn key(memory: &Memory, addr: u64, size: u16) -> u64 {
+    memory
+        .backing(addr)
+        .map_or(0, |backing| backing ^ u64::from(size) << 48)
 }
 
 fn state(next: u16, last: u16, entries: usize) -> u64 {

@@ -24,6 +24,7 @@ pub use split::SplitRing;
 
 use thiserror::Error;
 
+use crate::frame::BURST;
 use crate::memory::Memory;
 use crate::spec::{MAX_QUEUE_SIZE, VIRTIO_F_RING_PACKED, has};
 
@@ -125,17 +126,24 @@ impl Ring {
     }
 
     /// Keeps the position in `journal`, if the ring does not tell it by itself, and goes on where
-    /// that says that this very ring was left.
-    pub fn keep_position(&mut self, memory: &Memory, journal: Journal) {
-        if let Ring::Packed(r) = self {
-            r.keep_position(memory, journal);
+    /// that says that this very ring was left. What of it had been delivered and not yet used is
+    /// used now.
+    pub(crate) fn keep_position(
+        &mut self,
+        memory: &Memory,
+        config: &RingConfig,
+        journal: &Journal,
+    ) {
+        let key = journal::key(memory, config.desc, config.size);
+        let delivered = journal.delivered(key);
+        match self {
+            Ring::Split(_) => journal.open(key, 0, 0),
+            Ring::Packed(r) => r.keep_position(memory, journal.clone()),
         }
-    }
-
-    /// The VMM is told the position: there is none to keep any more.
-    pub fn forget_position(&mut self) {
-        if let Ring::Packed(r) = self {
-            r.forget_position();
+        match (self, delivered) {
+            (Ring::Split(r), Some(place)) => use_up_to(r, memory, place),
+            (Ring::Packed(r), Some(place)) => use_up_to(r, memory, place),
+            (_, None) => {}
         }
     }
 
@@ -197,6 +205,13 @@ pub(crate) trait Queue {
         each: impl FnMut(u64, u32, bool),
     ) -> Result<Option<Taken>, RingError>;
 
+    /// Where taking stands, for those who outlive the ring: SET_VRING_BASE's value, if all that
+    /// was taken were used.
+    fn place(&self) -> u16;
+
+    /// Has the driver said that it does not want to be notified, and so looks by itself?
+    fn driver_polls(&self) -> bool;
+
     /// Where taking stands.
     fn mark(&self) -> Self::Mark;
 
@@ -219,6 +234,37 @@ pub(crate) trait Queue {
 
     /// Tells whether the driver wants a notification for what was published since last asked.
     fn wants_call(&mut self) -> bool;
+
+    /// Uses chains with nothing written to them, all of them in order, and publishes them. True if
+    /// the driver wants a notification.
+    fn give_back(&mut self, memory: &Memory, chains: &[Taken]) -> bool {
+        if chains.is_empty() {
+            return false;
+        }
+        self.use_all(memory, chains);
+        self.publish(memory);
+        self.wants_call()
+    }
+}
+
+/// Most chains that a queue has delivered and not yet used: those of a burst, and of one before.
+pub(crate) const MAX_DELIVERED: usize = 2 * BURST;
+
+/// Uses the chains up to `place`, if that is where some of them end.
+fn use_up_to<Q: Queue>(ring: &mut Q, memory: &Memory, place: u16) {
+    let mark = ring.mark();
+    let mut chains = Vec::new();
+    let mut polled = ring.poll();
+    while ring.place() != place {
+        let chain = polled.and_then(|_| ring.take(memory, |_, _, _| {}));
+        match chain {
+            Ok(Some(chain)) if chains.len() < MAX_DELIVERED => chains.push(chain),
+            _ => return ring.rewind(mark),
+        }
+        polled = Ok(true);
+    }
+    ring.use_all(memory, &chains);
+    ring.publish(memory);
 }
 
 /// The host address of a part of a ring, if it is in memory and aligned.

@@ -15,7 +15,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::journal::{Entry, Found, Journal, MAX_STAGED};
+use super::journal::{self, Entry, Found, Journal, MAX_STAGED};
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
 use crate::memory::{CACHE_LINE, MAX_PARTS, Memory, load_descriptor, prefetch_read};
 use crate::spec::*;
@@ -112,9 +112,7 @@ impl PackedRing {
     /// Goes on where `journal` says this ring was left, and keeps its position there from now on.
     /// Without a word about it in the journal the ring stays where it is.
     pub(super) fn keep_position(&mut self, memory: &Memory, journal: Journal) {
-        let key = memory
-            .backing(self.desc_addr)
-            .map_or(0, |b| b ^ u64::from(self.size) << 48);
+        let key = journal::key(memory, self.desc_addr, self.size);
         let mut last = self.next_used.base();
         if let Some(found) = journal.find(key, self.size)
             && self.agrees(&found)
@@ -141,13 +139,6 @@ impl PackedRing {
         }
         let flags = self.flags(last.index).load(Ordering::Acquire);
         (flags & PACKED_F_USED != 0) == last.wrap
-    }
-
-    /// The ring is stopped in good order: the VMM is told its position.
-    pub(super) fn forget_position(&mut self) {
-        if let Some(journal) = &self.journal {
-            journal.clear();
-        }
     }
 
     pub(super) fn remap(&mut self, config: &RingConfig, memory: &Memory) -> Result<(), SetupError> {
@@ -365,6 +356,18 @@ impl Queue for PackedRing {
         };
         self.next_avail = place;
         Ok(Some(Taken { id, slots }))
+    }
+
+    fn place(&self) -> u16 {
+        self.next_avail.base()
+    }
+
+    #[inline]
+    fn driver_polls(&self) -> bool {
+        // SAFETY: `driver` is 4 mapped bytes aligned to 4, checked by `remap`.
+        let flags =
+            unsafe { AtomicU16::from_ptr(self.driver.cast_mut().add(1)) }.load(Ordering::Relaxed);
+        flags & 3 == EVENT_FLAGS_DISABLE
     }
 
     #[inline]

@@ -285,6 +285,16 @@ impl Queue for SplitRing {
     }
 
     #[inline]
+    fn place(&self) -> u16 {
+        self.next_avail
+    }
+
+    #[inline]
+    fn driver_polls(&self) -> bool {
+        !self.event_idx && self.avail_u16(0).load(Ordering::Relaxed) & AVAIL_F_NO_INTERRUPT != 0
+    }
+
+    #[inline]
     fn mark(&self) -> u16 {
         self.next_avail
     }

@@ -81,7 +81,8 @@ impl Ram {
     pub(crate) fn memory(&self) -> Memory {
         let regions = self.spans.iter().map(|s| {
             // SAFETY: the allocation lives as long as `bytes`, which is the `keep`.
-            unsafe { Region::new(s.guest, s.len, self.bytes.start.add(s.at)) }
+            let region = unsafe { Region::new(s.guest, s.len, self.bytes.start.add(s.at)) };
+            region.backed_by((self.bytes.start.addr() + s.at) as u64)
         });
         let keep: Arc<Bytes> = Arc::clone(&self.bytes);
         Memory::new(regions.collect(), Arc::default(), keep).unwrap()
