@@ -19,10 +19,25 @@ struct Part {
     addr: u64,
     host: *mut u8,
     len: u32,
+    /// Bytes that are going to be written, if that is known.
+    expected: u32,
 }
 
 // SAFETY: the pointers are used only under the lock of the queue whose memory keeps them mapped.
 unsafe impl Send for Scatter {}
+
+impl Part {
+    /// Asks for what [`Scatter::push_whole`] has not asked for yet. A long frame is written faster
+    /// than the processor by itself gets the memory for it.
+    #[inline]
+    fn prefetch_rest(&self) {
+        let mut at = 2 * CACHE_LINE;
+        while at < self.expected as usize {
+            prefetch_write(self.host.wrapping_add(at));
+            at += CACHE_LINE;
+        }
+    }
+}
 
 /// Most buffers one received frame is spread over.
 pub(crate) const MAX_PARTS: usize = 256;
@@ -55,10 +70,16 @@ impl Scatter {
         if self.is_full() {
             return false;
         }
+        let part = |addr, host, len| Part {
+            addr,
+            host,
+            len,
+            expected: 0,
+        };
         match memory.host(addr, u64::from(len)) {
-            Some(host) => self.add(Part { addr, host, len }),
+            Some(host) => self.add(part(addr, host, len)),
             None => memory.across(addr, len, |addr, host, len| {
-                !self.is_full() && self.add(Part { addr, host, len })
+                !self.is_full() && self.add(part(addr, host, len))
             }),
         }
     }
@@ -81,7 +102,12 @@ impl Scatter {
         // frames the processor sees by itself what follows.
         prefetch_write(host);
         prefetch_write(host.wrapping_add(bytes.min(CACHE_LINE)));
-        self.add(Part { addr, host, len })
+        self.add(Part {
+            addr,
+            host,
+            len,
+            expected: bytes as u32,
+        })
     }
 
     #[inline]
@@ -113,6 +139,9 @@ impl Scatter {
         segments: &Segments,
         pieces: Range<usize>,
     ) {
+        if let Some(next) = self.parts.get(at + 1) {
+            next.prefetch_rest();
+        }
         let part = &self.parts[at];
         let mut left = part.len as usize;
         let mut dst = part.host;
