@@ -35,6 +35,10 @@ use crate::port::{GuestPort, Pair, lock};
 /// each burst, short enough not to show in the CPU time of a quiet one.
 const POLL: Duration = Duration::from_micros(50);
 
+/// How long a thread serves its pairs before it lets others have the CPU, which the kernel would
+/// see to only at its next tick, some milliseconds later. Many bursts, so that it costs little.
+const TURN: Duration = Duration::from_micros(100);
+
 /// How long the next poll may take: shorter each time that polling was in vain, full again when
 /// it would have paid.
 #[derive(Clone, Copy, Debug)]
@@ -173,6 +177,7 @@ fn run(shared: &Shared) {
     let mut epoch = u64::MAX;
     let mut window = Window(POLL);
     let mut quiet_since = None;
+    let mut turn = Now::default();
     loop {
         let now = shared.epoch.load(Ordering::Acquire);
         if now != epoch {
@@ -182,9 +187,15 @@ fn run(shared: &Shared) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        if serve_all(&pairs, &mut batch, &mut scratch) {
+        let now = Now::monotonic();
+        if serve_all(&pairs, &mut batch, &mut scratch, now) {
             if quiet_since.take().is_some() {
                 window.paid();
+                turn = now;
+            }
+            if turn + TURN < now {
+                std::thread::yield_now();
+                turn = Now::monotonic();
             }
             continue;
         }
@@ -207,8 +218,7 @@ fn run(shared: &Shared) {
 }
 
 /// One burst of each pair. True if any had frames.
-fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch) -> bool {
-    let now = Now::monotonic();
+fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch, now: Now) -> bool {
     let mut busy = false;
     for p in pairs {
         busy |= p.pair().serve(batch, scratch, now) != 0;
