@@ -7,7 +7,7 @@
 mod device;
 mod pair;
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -19,7 +19,7 @@ use tandem_uplink::{Forwarder, Outlet};
 use tandem_virtio_net::queue::Stopped;
 use tandem_virtio_net::ring::{Journal, RingConfig};
 use tandem_virtio_net::spec::*;
-use tandem_virtio_net::wire::parse;
+use tandem_virtio_net::wire::{parse, plain_flow};
 use tandem_virtio_net::{BURST, Batch, Counters, Scratch};
 
 use crate::sys::JournalFile;
@@ -220,8 +220,20 @@ impl GuestPort {
     /// The pair that the flow of frame `i` goes to.
     #[inline]
     fn pair_for(&self, batch: &Batch, i: u8, active: u32) -> u32 {
-        let parsed = parse(batch.head(usize::from(i)), batch.frame_len(usize::from(i)));
-        crate::spread::pick(self.hash.hash_one(parsed.key), active)
+        let head = batch.head(usize::from(i));
+        let hash = match plain_flow(head) {
+            Some([addresses, rest]) => {
+                let mut hasher = self.hash.build_hasher();
+                hasher.write_u64(addresses);
+                hasher.write_u64(rest);
+                hasher.finish()
+            }
+            None => {
+                let parsed = parse(head, batch.frame_len(usize::from(i)));
+                self.hash.hash_one(parsed.key)
+            }
+        };
+        crate::spread::pick(hash, active)
     }
 
     fn deliver_spread(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch, active: u32) {

@@ -17,7 +17,7 @@ pub mod tcp;
 pub mod udp;
 pub mod vlan;
 
-pub use parse::{FlowKey, IpVersion, MAX_TAGS, Parsed, parse};
+pub use parse::{FlowKey, IpVersion, MAX_TAGS, Parsed, parse, plain_flow};
 
 /// Why bytes are not the header they were taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
