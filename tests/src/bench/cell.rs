@@ -11,7 +11,12 @@ pub enum Load {
     Replay,
     /// Frames that bounce between two VMs which swap the addresses: a fixed number in flight.
     Bounce,
-    /// As `Replay`, but every port sends to the last one, which only receives.
+    /// As `Bounce`, but every VM exchanges its frames with the last one: many senders to one
+    /// receiver, and no more frames than its ring has room for.
+    Star,
+    /// As `Replay`, but every port sends to the last one, which only receives, as much as it can:
+    /// overload. testpmd takes one burst from each queue in turn, so that a receiver gets no more
+    /// than one of each eight that are sent, whatever the switch does.
     Incast,
 }
 

@@ -13,6 +13,8 @@ use crate::lab::Testpmd;
 /// Frames that each port of `Load::Bounce` puts into circulation, in bursts of 64. Two ports' worth
 /// fits into a ring, so that none is lost.
 const BOUNCE_BURSTS: usize = 4;
+/// The same for `Load::Star`, of which all ports' worth fits into one ring.
+const STAR_BURSTS: usize = 1;
 const RING: usize = 1024;
 
 /// The guests of one measurement.
@@ -51,6 +53,7 @@ impl Guests {
         let testpmd = Testpmd::start(dir, "guests", &line.finish(cell))?;
         let start = match cell.load {
             Load::Bounce => format!("start tx_first {BOUNCE_BURSTS}"),
+            Load::Star => format!("start tx_first {STAR_BURSTS}"),
             _ => "start".to_string(),
         };
         Ok(Self {
@@ -115,14 +118,19 @@ impl Line {
                 Load::Incast if vm == last => line.devices.push("net_null0,no-rx=1".into()),
                 Load::Incast => line.add_file(dir, cell, vm, last)?,
                 Load::Replay => line.add_file(dir, cell, vm, vm ^ 1)?,
-                Load::Generate | Load::Bounce => {}
+                Load::Generate | Load::Bounce | Load::Star => {}
             }
-            line.add_vm(cell, vm, &switch.socket(vm));
+            let peer = match cell.load {
+                Load::Star if vm == last => first,
+                Load::Star => last,
+                _ => vm ^ 1,
+            };
+            line.add_vm(cell, vm, peer, &switch.socket(vm));
         }
         Ok(line)
     }
 
-    fn add_vm(&mut self, cell: &Cell, vm: usize, socket: &Path) {
+    fn add_vm(&mut self, cell: &Cell, vm: usize, peer: usize, socket: &Path) {
         let number = self.devices.len();
         let on = |yes: bool| u8::from(yes);
         self.devices.push(format!(
@@ -135,7 +143,7 @@ impl Line {
             on(cell.mergeable),
         ));
         self.arguments
-            .push(format!("--eth-peer={number},{}", mac(vm ^ 1)));
+            .push(format!("--eth-peer={number},{}", mac(peer)));
         self.vms.push(number);
     }
 
@@ -169,7 +177,7 @@ impl Line {
                 "--forward-mode=flowgen --flowgen-flows={} --txpkts={bytes}",
                 cell.flows
             ),
-            Load::Bounce => format!(
+            Load::Bounce | Load::Star => format!(
                 "--forward-mode=macswap --port-topology=loop --txonly-multi-flow --txpkts={bytes}"
             ),
             // Recomputes the checksums of what it sends and of what it received: every byte is read.

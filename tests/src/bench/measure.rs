@@ -71,7 +71,7 @@ impl Outcome {
 /// The switches a cell makes sense on: `io` knows pairs of ports only.
 fn kinds(cell: &Cell, effort: Effort) -> Vec<Kind> {
     let all = effort.kinds.iter().copied();
-    all.filter(|kind| *kind != Kind::Io || cell.load != Load::Incast)
+    all.filter(|kind| *kind != Kind::Io || !matches!(cell.load, Load::Incast | Load::Star))
         .collect()
 }
 

@@ -1,7 +1,7 @@
 //! Which cells are measured.
 
 use super::cell::Cell;
-use super::cell::Load::{Bounce, Incast, Replay};
+use super::cell::Load::{Bounce, Incast, Replay, Star};
 
 /// The cells of a run: all, or those that fit into two minutes.
 pub fn cells(quick: bool) -> Vec<Cell> {
@@ -56,6 +56,7 @@ fn many_ports() -> Vec<Cell> {
         Cell::new("64-2-ports").load(Bounce),
         Cell::new("64-8-ports").load(Bounce).ports(8),
         Cell::new("64-32-ports").load(Bounce).ports(32),
+        Cell::new("64-8-with-1").load(Star).ports(9),
         Cell::new("64-1-to-1").load(Incast).flows(128),
         Cell::new("64-8-to-1").load(Incast).flows(128).ports(9),
     ]

@@ -45,7 +45,7 @@ const OWN: &[(&str, &str, f64)] = &[
     ("64-65536-flows", "64", 0.7),
     ("64-32-ports", "64-2-ports", 0.7),
     ("64-4-pairs", "64", 0.9),
-    ("64-8-to-1", "64-1-to-1", 0.7),
+    ("64-8-with-1", "64-2-ports", 0.7),
 ];
 
 /// Judges what was measured; what was not is left out.
