@@ -9,14 +9,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
-use super::GUEST_CPU;
 use super::cell::{Cell, Load};
 use super::guests::Guests;
 use super::measure::start_paused;
 use super::stats::Samples;
 use super::switch::{Kind, Layout, Switch};
+use super::{GUEST_CPU, SWITCH_CPU};
 use crate::frontend::driver::{Config, Nic};
 use crate::frontend::frames;
 use crate::frontend::memory::RegionSpec;
@@ -79,11 +81,21 @@ fn turn(dir: &Path, switch: &Switch, into: &mut Latency) -> Result<()> {
 
 /// Runs [`exchange`] in a process with a real-time priority.
 fn probe(switch: &Switch) -> Result<Vec<f64>> {
+    in_real_time(&["probe".as_ref(), &switch.socket(0), &switch.socket(1)])
+}
+
+/// What the machine takes to wake a thread on the switch's CPU by an eventfd, and to be woken by
+/// it: half of what a frame there and back needs through a switch that sleeps, and no switch.
+pub fn wakes() -> Result<Samples> {
+    Ok(Samples(in_real_time(&["wakes".as_ref()])?))
+}
+
+/// Runs this program with other arguments, on the guests' CPU with a real-time priority.
+fn in_real_time(arguments: &[&Path]) -> Result<Vec<f64>> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "chrt", "--fifo", "50"]);
     command.args(["taskset", "--cpu-list", &GUEST_CPU.to_string()]);
-    command.arg(std::env::current_exe()?).arg("probe");
-    command.args([switch.socket(0), switch.socket(1)]);
+    command.arg(std::env::current_exe()?).args(arguments);
     let output = command.output()?;
     if !output.status.success() {
         bail!("the probe: {}", String::from_utf8_lossy(&output.stderr));
@@ -115,6 +127,33 @@ pub fn exchange(first: &Path, second: &Path) -> Result<Vec<f64>> {
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
     Ok(times)
+}
+
+/// Two threads that wake each other, one of them on the switch's CPU; microseconds there and back.
+pub fn wake_each_other() -> Result<Vec<f64>> {
+    let [there, back] = [EventFd::new(EFD_CLOEXEC)?, EventFd::new(EFD_CLOEXEC)?];
+    std::thread::scope(|scope| {
+        let echo = scope.spawn(|| -> Result<()> {
+            let mut cpu = CpuSet::new();
+            cpu.set(SWITCH_CPU);
+            sched_setaffinity(None, &cpu)?;
+            for _ in 0..FRAMES {
+                there.read()?;
+                back.write(1)?;
+            }
+            Ok(())
+        });
+        let mut times = Vec::with_capacity(FRAMES);
+        for _ in 0..FRAMES {
+            std::thread::sleep(PAUSE);
+            let start = Instant::now();
+            there.write(1)?;
+            back.read()?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        echo.join().expect("the other thread")?;
+        Ok(times)
+    })
 }
 
 /// A switch may take a while to find out that its ports are connected; until then frames are lost.

@@ -6,6 +6,7 @@ use super::cell::Cell;
 use super::idle::Idle;
 use super::latency::Latency;
 use super::measure::{Effort, Measured, Outcome};
+use super::stats::Samples;
 use super::switch::Kind;
 use super::verdict::{Verdict, judge};
 
@@ -14,6 +15,8 @@ use super::verdict::{Verdict, judge};
 pub struct Report {
     /// Rates.
     pub outcomes: Vec<Outcome>,
+    /// Two threads that wake each other, there and back: microseconds.
+    pub wakes: Samples,
     /// Times there and back.
     pub latency: Vec<(Kind, Latency)>,
     /// Cost of idleness.
@@ -73,6 +76,13 @@ impl Report {
     /// What is below the cells: latency, idleness, verdicts.
     pub fn rest(&self) -> String {
         let mut text = String::new();
+        if !self.wakes.0.is_empty() {
+            text += &format!(
+                "two threads that wake each other: median {:.0} us, p99 {:.0} us\n",
+                self.wakes.median(),
+                self.wakes.quantile(0.99)
+            );
+        }
         for (kind, times) in &self.latency {
             text += &format!(
                 "there and back, {:7} idle: median {:.0} us, p99 {:.0} us; loaded: median {:.0} us, p99 {:.0} us\n",
@@ -129,6 +139,7 @@ impl Report {
             "rounds": effort.rounds,
             "seconds_per_turn": effort.turn.as_secs_f64(),
             "cells": self.outcomes.iter().map(outcome_json).collect::<Vec<_>>(),
+            "wakes_us": self.wakes.to_json(),
             "latency_us": latency.collect::<Map<_, _>>(),
             "idle": idle.collect::<Vec<_>>(),
             "verdicts": verdicts.collect::<Vec<_>>(),

@@ -20,6 +20,11 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&times)?);
             Ok(())
         }
+        ["wakes"] => {
+            let times = latency::wake_each_other()?;
+            println!("{}", serde_json::to_string(&times)?);
+            Ok(())
+        }
         _ => bail!("this is started by ci/bench"),
     }
 }
@@ -94,6 +99,7 @@ fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
         }
     }
     if !quick_cells && options.wants("latency") {
+        report.wakes = latency::wakes()?;
         report.latency = latency::run(dir, kinds, options.effort.rounds)?;
     }
     if !quick_cells && kinds.contains(&Kind::Ovs) && options.wants("idle") {
