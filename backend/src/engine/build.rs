@@ -158,9 +158,11 @@ impl Core {
                 port: guest,
                 endpoint,
             } => {
-                let connected = endpoint.status().connected;
+                // In good order nothing is left half done; only packed rings still have a position
+                // that nobody else knows.
+                let status = endpoint.status();
                 drop(endpoint);
-                if !connected {
+                if !(status.connected && status.packed) {
                     guest.forget_positions();
                 }
                 self.workers.remove_port(&port.config.vm, &guest);

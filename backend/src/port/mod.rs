@@ -67,7 +67,7 @@ pub struct GuestPortConfig {
     pub mtu: u16,
     /// The guest pairs this NIC with a VF: it must not announce by itself.
     pub failover: bool,
-    /// Where the positions of packed rings are kept; nowhere: a restart loses them.
+    /// Where positions of rings are kept that must outlive us; nowhere: a crash loses them.
     pub journal: Option<PathBuf>,
 }
 
