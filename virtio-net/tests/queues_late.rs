@@ -85,6 +85,27 @@ fn a_driver_that_may_wait_for_its_buffers_gets_them_at_once() {
     assert_eq!(r.a.reap(), 3);
 }
 
+/// What counts are the descriptors that a driver has to do without.
+#[test]
+fn chains_are_late_by_their_descriptors() {
+    let pieces = |most| Shape {
+        cuts: vec![20],
+        most,
+        indirect: None,
+    };
+    for features in [V1, V1 | PACKED] {
+        for (most, given_back) in [(2, 0), (3, 3)] {
+            let mut r = rig(features, 32);
+            for _ in 0..3 {
+                assert!(r.b.post(&[2000], None));
+                assert!(r.a.send(NetHdr::default(), &[9; 60], &pieces(most)));
+            }
+            r.wire.pump();
+            assert_eq!(r.a.reap(), given_back);
+        }
+    }
+}
+
 /// What ends the life of a ring, or lets us sleep.
 #[test]
 fn nothing_is_held_over_when_a_queue_stops() {

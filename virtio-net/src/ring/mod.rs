@@ -101,7 +101,7 @@ pub struct RingConfig {
 pub struct Taken {
     /// What the driver wants back to recognise its buffer.
     pub id: u16,
-    /// Ring entries the chain takes (packed; 1 for split).
+    /// Descriptors of the ring or table that the chain takes, not counting indirect ones.
     pub slots: u16,
 }
 

@@ -264,7 +264,8 @@ impl Queue for SplitRing {
         }
         let head = self.head(self.next_avail);
         let mut d = self.direct(head)?;
-        let mut left = MAX_CHAIN.min(self.size);
+        let limit = MAX_CHAIN.min(self.size);
+        let mut slots = 1;
         loop {
             if d.flags & DESC_F_INDIRECT != 0 {
                 Self::walk_indirect(memory, d, &mut each)?;
@@ -274,14 +275,14 @@ impl Queue for SplitRing {
             if d.flags & DESC_F_NEXT == 0 {
                 break;
             }
-            left -= 1;
-            if left == 0 {
+            if slots == limit {
                 return Err(RingError::ChainTooLong);
             }
+            slots += 1;
             d = self.direct(d.next)?;
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(Some(Taken { id: head, slots: 1 }))
+        Ok(Some(Taken { id: head, slots }))
     }
 
     #[inline]
