@@ -24,20 +24,22 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::{debug, error, warn};
 use tandem_uplink::Now;
 use tandem_virtio_net::{Batch, Scratch};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::port::{GuestPort, Pair, lock};
+use crate::sys;
 
 /// Longest time a thread polls before it sleeps. Long enough that a busy VM is not woken up for
 /// each burst, short enough not to show in the CPU time of a quiet one.
 const POLL: Duration = Duration::from_micros(50);
 
-/// How long a thread serves its pairs before it lets others have the CPU, which the kernel would
-/// see to only at its next tick, some milliseconds later. Many bursts, so that it costs little.
-const TURN: Duration = Duration::from_micros(100);
+/// How long a thread may have the CPU while others wait for it, the least that the kernel grants. The
+/// frame of a quiet VM must not wait for the thread of a busy one. Not by giving way of our own
+/// accord: whoever else is on the CPU, a guest's for instance, would gain from that.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// How long the next poll may take: shorter each time that polling was in vain, full again when
 /// it would have paid.
@@ -142,6 +144,9 @@ impl Worker {
             if let Err(e) = crate::cpus::pin(&cpus) {
                 warn!("the thread's CPUs cannot be set: {e}");
             }
+            if let Err(e) = sys::set_slice(SLICE) {
+                debug!("the thread's time slice cannot be set: {e}");
+            }
             run(&mine);
         })?;
         Ok(Self {
@@ -177,7 +182,6 @@ fn run(shared: &Shared) {
     let mut epoch = u64::MAX;
     let mut window = Window(POLL);
     let mut quiet_since = None;
-    let mut turn = Now::default();
     loop {
         let now = shared.epoch.load(Ordering::Acquire);
         if now != epoch {
@@ -187,15 +191,9 @@ fn run(shared: &Shared) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        let now = Now::monotonic();
-        if serve_all(&pairs, &mut batch, &mut scratch, now) {
+        if serve_all(&pairs, &mut batch, &mut scratch) {
             if quiet_since.take().is_some() {
                 window.paid();
-                turn = now;
-            }
-            if turn + TURN < now {
-                std::thread::yield_now();
-                turn = Now::monotonic();
             }
             continue;
         }
@@ -218,7 +216,8 @@ fn run(shared: &Shared) {
 }
 
 /// One burst of each pair. True if any had frames.
-fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch, now: Now) -> bool {
+fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch) -> bool {
+    let now = Now::monotonic();
     let mut busy = false;
     for p in pairs {
         busy |= p.pair().serve(batch, scratch, now) != 0;
