@@ -207,7 +207,17 @@ impl Daemon {
 
     /// Kills it (SIGKILL) and starts it again with the same arguments.
     pub fn restart_after_crash(&mut self) -> Result<()> {
-        self.process.kill()?;
+        self.crash()?;
+        self.start_again()
+    }
+
+    /// Kills it (SIGKILL). [`Daemon::start_again`] brings it back.
+    pub fn crash(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Starts it again with the same arguments, after a [`Daemon::crash`].
+    pub fn start_again(&mut self) -> Result<()> {
         *self = Self::launch(
             &self.dir.clone(),
             self.program.clone(),

@@ -21,6 +21,7 @@ pub struct Nic {
     mac: String,
     pairs: usize,
     options: Vec<String>,
+    reconnect: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -46,7 +47,14 @@ impl Nic {
             mac: mac.to_string(),
             pairs: 1,
             options: vec![],
+            reconnect: None,
         }
+    }
+
+    /// How QEMU is to connect again, such as `reconnect-ms=100`.
+    pub fn reconnect(mut self, option: &str) -> Self {
+        self.reconnect = Some(option.to_string());
+        self
     }
 
     /// Several queue pairs.
@@ -66,7 +74,8 @@ impl Nic {
         let netdev = match &self.backend {
             NicBackend::Other(backend) => format!("{backend},id=n{index}"),
             NicBackend::VhostUser(socket) => {
-                let reconnect = qemu.reconnect();
+                let usual = qemu.reconnect();
+                let reconnect = self.reconnect.as_deref().unwrap_or(usual);
                 arguments.push("-chardev".into());
                 arguments.push(format!(
                     "socket,id=c{index},path={},{reconnect}",

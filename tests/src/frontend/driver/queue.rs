@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -341,6 +341,13 @@ impl Queue {
             let _ = self.calls.wait(left.as_millis() as i32 + 1, &mut events);
             let _ = self.call.read();
         }
+    }
+
+    /// Waits for a call, for `limit` at most, and does not take it.
+    pub fn wait_call(&self, limit: Duration) {
+        let mut events = [EpollEvent::default()];
+        // Interrupted or in vain: the caller looks again.
+        let _ = self.calls.wait(limit.as_millis() as i32, &mut events);
     }
 
     /// Whether a call came since the last wait; takes it.
