@@ -296,16 +296,12 @@ macro_rules! crashes {
 crashes! {
     split_polls_qemu: Polls, Qemu72, 0;
     split_polls_cloud_hypervisor: Polls, CloudHypervisor, spec::EVENT_IDX;
-    #[ignore = "a ring started again after a crash owes its driver a call"]
     split_is_called_qemu: IsCalled, Qemu72, spec::EVENT_IDX;
-    #[ignore = "a ring started again after a crash owes its driver a call"]
     split_is_called_cloud_hypervisor: IsCalled, CloudHypervisor, 0;
     split_in_order_cloud_hypervisor: Polls, CloudHypervisor, spec::IN_ORDER;
     packed_polls_qemu: Polls, Qemu10, spec::RING_PACKED;
     packed_polls_cloud_hypervisor: Polls, CloudHypervisor, spec::RING_PACKED | spec::EVENT_IDX;
-    #[ignore = "a ring started again after a crash owes its driver a call"]
     packed_is_called_qemu: IsCalled, Qemu72, spec::RING_PACKED | spec::EVENT_IDX;
-    #[ignore = "a ring started again after a crash owes its driver a call"]
     packed_is_called_cloud_hypervisor: IsCalled, CloudHypervisor, spec::RING_PACKED;
 }
 
@@ -313,7 +309,6 @@ crashes! {
 /// the ring and the daemon's record then stand. The frames do not arrive again, the sender gets its
 /// buffers, and it is told of them even if it has no room left to send more.
 #[test]
-#[ignore = "a ring started again after a crash owes its driver a call"]
 fn killed_between_delivery_and_completion() -> Result<()> {
     let mut rig = Rig::new(&PORTS)?;
     for order in Order::ALL {
@@ -358,7 +353,6 @@ fn killed_between_delivery_and_completion() -> Result<()> {
 /// masked, throws away what came there, and then gives the guest's: a frame that arrives in between
 /// must be told of again, or its guest sleeps on.
 #[test]
-#[ignore = "a ring started again after a crash owes its driver a call"]
 fn a_frame_between_two_call_descriptors() -> Result<()> {
     let rig = Rig::new(&PORTS)?;
     for features in [0, spec::EVENT_IDX, spec::RING_PACKED | spec::EVENT_IDX] {

@@ -183,11 +183,12 @@ impl QueueState {
     /// What keeps the queue from carrying frames, if anything does.
     #[inline]
     pub fn stopped(&self) -> Option<Stopped> {
-        if let Some(error) = self.broken {
-            return Some(Stopped::Broken(error));
-        }
+        // First: where memory is gone, rings look broken too.
         if self.memory.fault().is_set() {
             return Some(Stopped::Fault);
+        }
+        if let Some(error) = self.broken {
+            return Some(Stopped::Broken(error));
         }
         (self.ring.is_none() || !self.enabled).then_some(Stopped::NotReady)
     }

@@ -93,6 +93,7 @@ impl Device for GuestPort {
             pair.wake();
         }
         self.refresh(usize::from(ring / 2));
+        pair.rouse(ring);
         Ok(())
     }
 
@@ -149,6 +150,7 @@ impl Device for GuestPort {
         } else {
             lock(&pair.tx).queue.set_call(call);
         }
+        pair.rouse(ring);
     }
 
     fn broken(&self) -> Option<String> {

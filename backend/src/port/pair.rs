@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tandem_uplink::{Forwarder, Now};
-use tandem_virtio_net::{Batch, Counters, RxQueue, Scratch, TxQueue};
+use tandem_virtio_net::{Batch, Call, Counters, RxQueue, Scratch, TxQueue};
 
 use super::lock;
 use crate::bell::Bell;
@@ -148,6 +148,22 @@ impl Pair {
             frames = &frames[filled.done..];
         }
         segmented
+    }
+
+    /// Notifies the guest of what it may not have been told: that a ring was used which is started
+    /// again, because we died in between, or because it was said through the call descriptor before
+    /// this one. A notification too many is allowed (virtio 1.3, 2.9), one too few is a ring that
+    /// stands still.
+    pub(super) fn rouse(&self, ring: u16) {
+        let running = if ring.is_multiple_of(2) {
+            lock(&self.rx).is_running()
+        } else {
+            lock(&self.tx).queue.is_running()
+        };
+        let bell = lock(&self.bells)[usize::from(ring % 2)].clone();
+        if let Some(bell) = bell.filter(|_| running) {
+            bell.call();
+        }
     }
 
     pub(super) fn wake(&self) {
