@@ -64,7 +64,14 @@ fn rings() -> Vec<Vec<u8>> {
         s.extend(header(1, 200));
         s
     };
-    (0..12).map(seed).collect()
+    // A buffer at the end of memory, and a frame that fills it.
+    let edge = |kind: u8| {
+        let mut s = vec![kind, 0x80, 0xe1, 8, 0, 0, 2, 18, 128];
+        s.extend(frame(0, 500));
+        s.extend([0; 11]);
+        s
+    };
+    (0..12).map(seed).chain([0, 2, 3, 6].map(edge)).collect()
 }
 
 /// Stations that find each other, tags, storms, moves, and changes to ports.

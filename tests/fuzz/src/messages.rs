@@ -18,7 +18,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tandem::port::{GuestPort, GuestPortConfig};
 use tandem::vhost::{Device, Endpoint, Source};
-use tandem_uplink::{Forwarder, Now, PortSpec, Switch, SwitchConfig};
+use tandem_uplink::{Forwarder, Now, PortId, PortSpec, Switch, SwitchConfig};
 use tandem_virtio_net::spec::NetHdr;
 use tandem_virtio_net::{Batch, Scratch};
 
@@ -97,7 +97,7 @@ pub fn run(data: &[u8]) {
         world.step(&mut input);
     }
     world.end();
-    drop(world);
+    world.tear_down();
     look_at_descriptors();
 }
 
@@ -128,6 +128,9 @@ fn look_at_descriptors() {
 
 struct World {
     port: Arc<GuestPort>,
+    switch: Arc<Switch>,
+    /// The port's places on the switch.
+    places: [PortId; 2],
     session: Option<(Endpoint, Vmm)>,
     sessions: u32,
     memory: OwnedFd,
@@ -160,10 +163,13 @@ impl World {
             let spec = PortSpec::new(name, Arc::clone(&port.from_vm), port.clone() as _);
             switch.add_port(spec).expect("a new switch takes the port")
         };
-        let (id, _) = (add("one"), add("two"));
-        port.attach(|| Forwarder::new(Arc::clone(&switch), id), || ());
+        let places = [add("one"), add("two")];
+        let forwarder = || Forwarder::new(Arc::clone(&switch), places[0]);
+        port.attach(forwarder, || ());
         let mut world = Self {
             port,
+            switch,
+            places,
             session: None,
             sessions: 0,
             memory: memfd(GUEST),
@@ -216,6 +222,16 @@ impl World {
             assert!(!state.running && !state.enabled, "rings after a session");
         }
         assert!(self.port.broken().is_none());
+    }
+
+    /// The port holds the switch, and the switch the port, until it is taken off. Then nobody else
+    /// does: whatever a session has started has ended.
+    fn tear_down(self) {
+        for id in self.places {
+            assert!(self.switch.remove_port(id));
+        }
+        self.switch.age(self.now);
+        assert_eq!(Arc::strong_count(&self.port), 1, "the port is still held");
     }
 
     /// What QEMU says up to where its guest sends and receives.

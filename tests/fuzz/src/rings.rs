@@ -95,6 +95,8 @@ struct Rig {
     tx: TxQueue,
     rx: RxQueue,
     places: [Place; 2],
+    /// Bytes of the RX buffer posted last.
+    last_len: usize,
     batch: Batch,
     scratch: Scratch,
     from_vm: Counters,
@@ -113,6 +115,7 @@ impl Rig {
             tx: TxQueue::default(),
             rx: RxQueue::default(),
             places: [Place::default(); 2],
+            last_len: 0,
             batch: Batch::with_own_bytes(1 << 17),
             scratch: Scratch::default(),
             from_vm: Counters::default(),
@@ -246,20 +249,28 @@ impl Rig {
         let shape = input.u8();
         let at = u64::from(input.u16() % 0x1400);
         // Buffers are kept out of the rings, mostly.
-        let addr = [0x4000, 0x8000][usize::from(shape & 1)] + at;
-        let room = if shape & 1 == 0 {
-            0x1800 - at
+        let (start, all) = [(0x4000, 0x1800), (0x8000, 0x2001)][usize::from(shape & 1)];
+        let len = u64::from(input.u16());
+        let (addr, len) = if shape >> 5 == 7 {
+            // To the very end of a region, or some bytes further.
+            let len = len.min(all - 16);
+            (start + all - len + (at & 15).saturating_sub(8), len)
         } else {
-            0x2001 - at
+            (start + at, len.min(all - at))
         };
-        let len = u64::from(input.u16()).min(room);
+        let room = (start + all).saturating_sub(addr) as usize;
+        if queue == 1 {
+            self.last_len = len as usize;
+        }
         if queue == 0 && shape & 2 != 0 {
             let frame = packets::frame(input);
             let hdr = packets::header(input, &frame);
             let bytes = &hdr.to_bytes()[..NetHdr::len_for(self.features)];
             let bytes: Vec<u8> = bytes.iter().chain(&frame).copied().collect();
-            let n = bytes.len().min(room as usize);
-            self.ram.write(addr, &bytes[..n]);
+            let n = bytes.len().min(room);
+            if n != 0 {
+                self.ram.write(addr, &bytes[..n]);
+            }
         }
         let write = if queue == 1 { DESC_F_WRITE } else { 0 };
         // In pieces.
@@ -475,8 +486,14 @@ impl Rig {
 
     /// Frames of somebody else, into the RX queue.
     fn foreign_burst(&mut self, input: &mut Input<'_>) {
-        let copies = 1 + input.u8() % 64;
-        let frame = packets::frame(input);
+        let how = input.u8();
+        let copies = 1 + how % 64;
+        let mut frame = packets::frame(input);
+        if how & 128 != 0 {
+            // As long as the buffer posted last, or a little shorter.
+            let spare = NetHdr::len_for(self.features) + usize::from(how >> 3 & 7);
+            frame.resize(self.last_len.saturating_sub(spare), 0);
+        }
         let hdr = packets::header(input, &frame);
         let valid = tandem_virtio_net::offload::validate(&hdr, &frame, frame.len()).is_ok();
         let hdr = if valid { hdr } else { NetHdr::default() };
