@@ -262,6 +262,8 @@ impl JournalFile {
             file.set_len(0)?;
             file.set_len(len as u64)?;
         }
+        // A full file system must say so here, not by a signal at the first write.
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len as u64)?;
         let map = Arc::new(map_shared(&file, 0, len)?);
         Ok(Self { map, rings })
     }
