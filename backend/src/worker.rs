@@ -36,9 +36,9 @@ use crate::sys;
 /// each burst, short enough not to show in the CPU time of a quiet one.
 const POLL: Duration = Duration::from_micros(50);
 
-/// How long a thread may have the CPU while others wait for it, the least that the kernel grants. The
-/// frame of a quiet VM must not wait for the thread of a busy one. Not by giving way of our own
-/// accord: whoever else is on the CPU, a guest's for instance, would gain from that.
+/// How long a thread may have the CPU while others wait for it, the least that the kernel grants.
+/// The frame of a quiet VM must not wait for the thread of a busy one. Not by giving way of our own
+/// accord: whoever else is on the CPU, a guest's thread for instance, would gain from that.
 const SLICE: Duration = Duration::from_micros(100);
 
 /// How long the next poll may take: shorter each time that polling was in vain, full again when

@@ -1,14 +1,13 @@
 //! A VMM that takes memory and rings away while others send to its guest: exactly the frames for
 //! that guest are dropped, and the VM works again when it, or the next one, behaves.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use tandem_tests::frontend::driver::{Config, Nic};
 use tandem_tests::frontend::frames::{number_of, numbered};
-use tandem_tests::frontend::memory::{GuestRam, RegionSpec, new_unsealable_memfd};
+use tandem_tests::frontend::memory::{GuestRam, RegionSpec};
 use tandem_tests::frontend::rig::Counters;
 use tandem_tests::frontend::session::{Order, RingSetup, Session};
 use tandem_tests::frontend::spec::{self, NetHdr};
@@ -78,11 +77,7 @@ fn memory_cut_short(region: usize) -> Result<()> {
     for features in KINDS {
         let mut street = Street::new()?;
         let config = two_regions(features);
-        let ram = GuestRam::with_files(&config.regions, |spec| {
-            let file = File::from(new_unsealable_memfd("guest")?);
-            file.set_len(spec.size)?;
-            Ok(file)
-        })?;
+        let ram = GuestRam::unsealable(&config.regions)?;
         let session = Session::connect(&street.rig.socket("a"), config.order, 1)?;
         let mut a = Nic::run(Path::new(""), &config, Arc::new(ram), session)?;
         let before = introduce(&mut a, &mut street)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tandem_tests::frontend::driver::{Config, Nic, Queue};
 use tandem_tests::frontend::frames::{number_of, numbered};
-use tandem_tests::frontend::memory::{DirtyLog, GuestRam, RegionSpec, new_unsealable_memfd};
+use tandem_tests::frontend::memory::{DirtyLog, GuestRam, RegionSpec};
 use tandem_tests::frontend::session::{Order, Session};
 use tandem_tests::frontend::spec::{self, NetHdr};
 use tandem_tests::frontend::street::{A, C, Street};
@@ -107,11 +107,7 @@ fn memory_cut_short() -> Result<()> {
             ],
             ..Config::with(features)
         };
-        let ram = GuestRam::with_files(&config.regions, |spec| {
-            let file = File::from(new_unsealable_memfd("guest")?);
-            file.set_len(spec.size)?;
-            Ok(file)
-        })?;
+        let ram = GuestRam::unsealable(&config.regions)?;
         let session = Session::connect(&street.rig.socket("a"), config.order, 1)?;
         let mut a = Nic::run(Path::new(""), &config, Arc::new(ram), session)?;
         a.send_plain(&numbered(A, C, 0));

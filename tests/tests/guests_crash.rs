@@ -105,7 +105,10 @@ impl Crashes {
         self.judge(&mut times)?;
         let streams = finished_streams(&mut a)?;
         for guest in [&mut a, &mut b] {
-            let pings = guest.exec("killall -INT ping; sleep 0.3; tail -n 3 /tmp/pings")?;
+            let pings = guest.exec(
+                "killall -INT ping; until grep -q transmitted /tmp/pings; do sleep 0.05; done; \
+                 tail -n 3 /tmp/pings",
+            )?;
             say(&format!("      {}", pings.replace('\n', " ")));
             guest.exec("! grep DUP /tmp/pings")?;
         }

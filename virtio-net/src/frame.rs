@@ -144,10 +144,14 @@ impl Batch {
         self.heads[i].0[at..at + NET_HDR_LEN].copy_from_slice(&hdr.to_bytes());
     }
 
-    /// Makes the vnet header of frame `i` that of a plain frame, if it asks for nothing.
+    /// Does the vnet header of frame `i`, from a driver, ask for nothing? Then it is made that of a
+    /// plain frame: what means nothing is not passed on.
+    #[inline]
     pub(crate) fn make_plain(&mut self, i: usize) -> bool {
         let at = usize::from(self.meta[i].start);
-        let plain = is_plain(&self.heads[i].0[at..]);
+        let head = &self.heads[i].0;
+        // Of the flags only a device may set the others (5.1.6.2).
+        let plain = (head[at] & NET_HDR_F_NEEDS_CSUM | head[at + 1]) == 0;
         if plain {
             self.set_hdr(i, NetHdr::PLAIN);
         }
@@ -358,9 +362,9 @@ impl Batch {
         Ok(())
     }
 
-    /// As [`Batch::end_frame`] for the frames that nearly all are: of one buffer, with a vnet header
-    /// as long as ours, and of no more than `max` bytes. True: and the vnet header asks for
-    /// nothing, and is that of a plain frame now. None: it is not one of them.
+    /// As [`Batch::end_frame`] for the frames that nearly all are: of one buffer, with a vnet
+    /// header as long as ours, and of no more than `max` bytes; then [`Batch::make_plain`]. None:
+    /// it is not one of them.
     #[inline]
     pub(crate) fn end_whole(&mut self, f: &FrameStart, max: usize) -> Option<bool> {
         let len = (f.bytes as usize).wrapping_sub(NET_HDR_LEN);
@@ -376,11 +380,6 @@ impl Batch {
         let at = NET_HDR_LEN + MACS;
         let tagged = head[at..at + 2] == TPID;
         let tci = u16::from_be_bytes([head[at + 2], head[at + 3]]);
-        let plain = is_plain(head);
-        if plain {
-            // What means nothing is not passed on.
-            head[..NET_HDR_LEN].copy_from_slice(&NetHdr::PLAIN.to_bytes());
-        }
         self.meta[self.len] = Meta {
             start: HEADROOM as u16,
             copied: copied as u16,
@@ -390,7 +389,7 @@ impl Batch {
             tag: tagged.then_some(tci),
         };
         self.len += 1;
-        Some(plain)
+        Some(self.make_plain(self.len - 1))
     }
 
     fn copy_head(&mut self, f: &FrameStart, hdr_len: usize) -> Result<(), DropReason> {
@@ -505,13 +504,6 @@ impl FrameStart {
     pub(crate) fn frame_bytes(&self, hdr_len: usize) -> u64 {
         self.bytes.saturating_sub(hdr_len as u64)
     }
-}
-
-/// Does a vnet header from a driver ask for nothing? Only a device may set the other flags
-/// (5.1.6.2): they are without meaning.
-#[inline]
-fn is_plain(hdr: &[u8]) -> bool {
-    matches!(hdr, [flags, gso, ..] if (flags & NET_HDR_F_NEEDS_CSUM | gso) == 0)
 }
 
 /// Fills `room` from the pieces, which have enough bytes; `piece` ends at the first unread one.

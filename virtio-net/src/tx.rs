@@ -239,9 +239,10 @@ impl TxQueue {
     /// Gives all drained buffers back to the guest, at once. Whom to call after unlocking.
     ///
     /// A driver that polls gets those of the last burst one burst late, or when
-    /// [`TxQueue::give_back`] is called, or before we sleep. Such a driver cleans up when its ring is full: if all of it
-    /// is used by then, it frees the whole ring's buffers at once, more than its caches hold, and
-    /// the next ones it takes are cold for it and for us. While a burst is out it frees one burst.
+    /// [`TxQueue::give_back`] is called, or before we sleep. Such a driver cleans up when its ring
+    /// is full: if all of it is used by then, it frees the whole ring's buffers at once, more than
+    /// its caches hold, and the next ones it takes are cold for it and for us. While a burst is out
+    /// it frees one burst.
     pub fn complete(&mut self) -> Option<Arc<dyn Call>> {
         let mut wanted = self.state.give_back_late();
         let state = &mut self.state;

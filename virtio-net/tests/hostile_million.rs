@@ -9,7 +9,7 @@ mod driver;
 
 use std::time::{Duration, Instant};
 
-use driver::{Nic, Ram, Rng, Shape, Wire};
+use driver::{Nic, Ram, Rng, Shape, Split, Wire};
 use tandem_virtio_net::ring::RingConfig;
 use tandem_virtio_net::spec::*;
 use tandem_virtio_net::{Batch, Counters, RxQueue, Scratch, TxQueue};
@@ -129,17 +129,10 @@ impl Hostile {
         if rng.once_in(100) {
             (flags, other) = (rng.next() as u16, rng.next() as u16);
         }
-        let tail = if has(self.features, VIRTIO_F_RING_PACKED) {
-            [other, flags]
-        } else {
-            [flags, other]
-        };
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&addr.to_le_bytes());
-        bytes[8..12].copy_from_slice(&len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&tail[0].to_le_bytes());
-        bytes[14..].copy_from_slice(&tail[1].to_le_bytes());
-        bytes
+        if has(self.features, VIRTIO_F_RING_PACKED) {
+            (flags, other) = (other, flags);
+        }
+        Split::desc_bytes(addr, len, flags, other)
     }
 
     /// Writes something somewhere: mostly where it will be looked at.

@@ -157,17 +157,10 @@ fn wild_desc(rng: &mut Rng, packed: bool, size: u16, rx: bool) -> [u8; 16] {
     if rng.once_in(20) {
         (flags, other) = (rng.next() as u16, rng.next() as u16);
     }
-    let (a, b) = if packed {
-        (other, flags)
-    } else {
-        (flags, other)
-    };
-    let mut d = [0; 16];
-    d[..8].copy_from_slice(&addr.to_le_bytes());
-    d[8..12].copy_from_slice(&len.to_le_bytes());
-    d[12..14].copy_from_slice(&a.to_le_bytes());
-    d[14..].copy_from_slice(&b.to_le_bytes());
-    d
+    if packed {
+        (flags, other) = (other, flags);
+    }
+    Split::desc_bytes(addr, len, flags, other)
 }
 
 /// Writes something somewhere: mostly where it will be looked at.

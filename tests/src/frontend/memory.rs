@@ -63,6 +63,15 @@ impl GuestRam {
         })
     }
 
+    /// Memory that can be cut short while a back-end has it.
+    pub fn unsealable(specs: &[RegionSpec]) -> Result<Self> {
+        Self::with_files(specs, |spec| {
+            let file = File::from(new_unsealable_memfd("guest")?);
+            file.set_len(spec.file_offset + spec.size)?;
+            Ok(file)
+        })
+    }
+
     /// Memory in files of the caller's choice; `open` gives a file long enough for the region.
     pub fn with_files(
         specs: &[RegionSpec],

@@ -115,7 +115,7 @@ pub enum Ring {
 
 impl Ring {
     /// Starts a ring. A split ring goes on at the used index it has in memory, whatever `base`
-    /// says, because nothing is ever held; a packed ring starts at `base`: index in the low 15
+    /// says, because nothing is held when it stops; a packed ring starts at `base`: index in the low 15
     /// bits, wrap counter in the high one.
     pub fn start(config: &RingConfig, memory: &Memory, base: u16) -> Result<Self, SetupError> {
         if has(config.features, VIRTIO_F_RING_PACKED) {
@@ -248,7 +248,7 @@ pub(crate) trait Queue {
 }
 
 /// Most chains that a queue has delivered and not yet used: those of a burst, and of one before.
-pub(crate) const MAX_DELIVERED: usize = 2 * BURST;
+const MAX_DELIVERED: usize = 2 * BURST;
 
 /// Uses the chains up to `place`, if that is where some of them end.
 fn use_up_to<Q: Queue>(ring: &mut Q, memory: &Memory, place: u16) {

@@ -6,7 +6,8 @@
 //!  │ used │ used │ avail│ avail│ avail│ free │     AVAIL and USED bits are read relative to
 //!  └──────┴──────┴──────┴──────┴──────┴──────┘     each side's wrap counter, which flips at
 //!                 ▲                                the ring's end.
-//!            next_avail == next_used between bursts: nothing is held
+//!            next_used       between bursts next_avail is as much further as is given back
+//!                            late, and no further when the ring stops
 //!
 //!  A staged burst is written when it is published, and becomes visible when the flags of its
 //!  first descriptor are written, last. Its position is kept outside of us, see `journal.rs`.

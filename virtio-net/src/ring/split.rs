@@ -9,7 +9,8 @@
 //!        avail_seen                             next_used
 //!
 //!  ue: used_event (2.7.7.1), ae: avail_event (2.7.10), only with EVENT_IDX.
-//!  Nothing is held: between bursts next_avail == next_used == used.idx.
+//!  Between bursts next_used == used.idx; next_avail is as much further as is given back late,
+//!  and no further when the ring stops.
 //! ```
 #![allow(unsafe_code)]
 
