@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -139,12 +139,11 @@ pub(super) fn send(
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(WireError::Descriptors);
     }
-    let sent = sendmsg(
-        stream,
-        &[IoSlice::new(&bytes)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
+    // A stream with a time limit is not restarted after a stop and a continue: signal(7).
+    let sent = retry_on_intr(|| {
+        let iov = [IoSlice::new(&bytes)];
+        sendmsg(stream, &iov, &mut control, SendFlags::NOSIGNAL)
+    })?;
     // A message this short travels whole on a unix stream, or not at all.
     if sent == bytes.len() {
         Ok(())

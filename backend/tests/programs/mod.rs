@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -126,8 +126,15 @@ impl Daemon {
     /// What it tells the service manager next.
     pub(crate) fn notified(&self) -> String {
         let mut buffer = [0; 128];
-        let length = self.notify.recv(&mut buffer).unwrap_or(0);
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
+        loop {
+            match self.notify.recv(&mut buffer) {
+                Ok(length) => return String::from_utf8_lossy(&buffer[..length]).into_owned(),
+                // A socket with a time limit is not restarted when the process was stopped and
+                // goes on, with no handler of ours involved: signal(7).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("it says nothing: {error}; {}", self.log()),
+            }
+        }
     }
 
     pub(crate) fn log(&self) -> String {

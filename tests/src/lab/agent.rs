@@ -102,7 +102,10 @@ impl Agent {
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             self.arm(deadline)?;
-            let got = self.line.fill_buf().map_err(explain)?;
+            let got = match self.line.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                got => got.map_err(explain)?,
+            };
             if got.is_empty() {
                 bail!("QEMU has closed the guest's serial line");
             }
@@ -122,9 +125,11 @@ impl Agent {
         let mut done = 0;
         while done < bytes.len() {
             self.arm(deadline)?;
-            match self.line.read(&mut bytes[done..]).map_err(explain)? {
-                0 => bail!("QEMU has closed the guest's serial line"),
-                count => done += count,
+            match self.line.read(&mut bytes[done..]) {
+                Ok(0) => bail!("QEMU has closed the guest's serial line"),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(explain(error)),
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::image::{self, Accelerator, Qemu};
 use super::process::{Lifetime, Process};
 use super::qmp::Qmp;
 use super::{PATIENCE, qemus, tail};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -387,9 +387,8 @@ impl Guest {
     pub fn ping(&mut self, address: &str, sizes: &[usize]) -> Result<()> {
         self.exec(&format!("ping -c 1 -w 20 {address}"))?;
         for size in sizes {
-            self.exec(&format!(
-                "ping -c 2 -i 0.1 -W 5 -s {size} {address} | grep ' 0% packet loss'"
-            ))?;
+            let said = self.exec(&format!("ping -c 2 -i 0.1 -W 5 -s {size} {address}"))?;
+            ensure!(said.contains(" 0% packet loss"), "{said}");
         }
         Ok(())
     }
