@@ -2,8 +2,9 @@
 //!
 //! Changes are serialised by the lock on the ports and are made whole or not at all. A `control`
 //! thread looks after what needs no speed: once a second it ages addresses, ends the sessions of
-//! VMs whose memory is gone, and gives back the memory of quiet ports. A `bells` thread frees
-//! threads that a VMM has made wait; it takes no lock that those may hold.
+//! VMs whose memory is gone, notes who is behind the ports, and gives back the memory of quiet ones. A
+//! `bells` thread frees threads that a VMM has made wait; it takes no lock that those may hold. An
+//! `announcer` tells the neighbours of VMs that are back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,9 +26,11 @@ use crate::vhost::Endpoint;
 use crate::worker::Workers;
 
 mod build;
+mod neighbours;
 mod report;
 
 use build::Outside;
+use neighbours::{Announcer, Desk};
 
 /// How often the `control` thread looks around.
 const TICK: Duration = Duration::from_secs(1);
@@ -55,26 +58,33 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
     crate::sys::install_interrupt()
         .map_err(|e| Refused::new(RefusedKind::System, e.to_string(), "see the kernel's log"))?;
     let workers = Workers::new(options.cpus.clone());
-    let core = Arc::new(Core {
-        options,
-        switches,
-        workers,
-        ports: Mutex::default(),
-    });
-    let watched = Arc::downgrade(&core);
-    let threads = [
-        Chore::start("control", move |stop| look_after(&watched, stop)),
-        Chore::start("bells", bell::watch),
-    ];
-    let threads = threads.into_iter().collect::<io::Result<Vec<_>>>();
-    let chores = threads.map_err(|e| {
+    let threads = |e: io::Error| {
         Refused::new(
             RefusedKind::System,
             e.to_string(),
             "see the limits on threads",
         )
-    })?;
-    Ok(Arc::new(Running { core, chores }))
+    };
+    let announcer = Announcer::start().map_err(threads)?;
+    let core = Arc::new(Core {
+        options,
+        switches,
+        workers,
+        announcer: announcer.desk(),
+        ports: Mutex::default(),
+    });
+    let watched = Arc::downgrade(&core);
+    let chores = [
+        Chore::start("control", move |stop| look_after(&watched, stop)),
+        Chore::start("bells", bell::watch),
+    ];
+    let chores = chores.into_iter().collect::<io::Result<Vec<_>>>();
+    let chores = chores.map_err(threads)?;
+    Ok(Arc::new(Running {
+        core,
+        chores,
+        _announcer: announcer,
+    }))
 }
 
 /// A thread that does something now and then, until this is dropped.
@@ -112,6 +122,7 @@ impl Drop for Chore {
 struct Running {
     core: Arc<Core>,
     chores: Vec<Chore>,
+    _announcer: Announcer,
 }
 
 impl Drop for Running {
@@ -126,6 +137,7 @@ struct Core {
     options: EngineOptions,
     switches: BTreeMap<String, Arc<Switch>>,
     workers: Workers,
+    announcer: Desk,
     ports: Mutex<BTreeMap<String, Port>>,
 }
 
@@ -153,9 +165,15 @@ fn look_after(core: &Weak<Core>, stopped: &mpsc::Receiver<()>) {
 
 impl Port {
     fn look_after(&mut self) {
-        let Outside::Guest { port, endpoint } = &self.outside else {
+        let Outside::Guest {
+            port,
+            endpoint,
+            neighbours,
+        } = &mut self.outside
+        else {
             return;
         };
+        neighbours.keep(self.switch.neighbours(self.id));
         port.look_for_buffers();
         let seen = port.pairs().iter().map(|p| p.from_vm.frames()).sum();
         if seen == self.seen {

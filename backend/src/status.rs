@@ -2,6 +2,7 @@
 //! directions are the VM's.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use tandem_virtio_net::Counters;
@@ -119,6 +120,10 @@ pub struct PortStatus {
     pub name: String,
     /// Addresses learned from its frames.
     pub learned_macs: Vec<String>,
+    /// IP addresses that the stations behind it say they have (ARP, neighbour discovery); the last
+    /// 16, those heard last first.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     /// Whether it carries frames.
     pub state: PortState,
     /// Why not, in words with the remedy; absent when up.
@@ -152,11 +157,11 @@ pub struct Ports {
 }
 
 /// What a switch did with the frames it took. With nothing in flight these hold exactly, over all
-/// its ports: `from_vm.frames = from_vm.drops + unicast + flooded`, and
+/// its ports: `from_vm.frames + announced = from_vm.drops + unicast + flooded`, and
 /// `to_vm.frames + to_vm.drops = unicast + copies - segmented_frames + segments`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchCounters {
-    /// Frames that reached it. What a port drops before, such as a frame that is too long, is not
+    /// Frames that reached it, or that it made. What a port drops before, such as a frame that is too long, is not
     /// among them.
     pub frames: u64,
     /// Of those, frames that went to one port.
@@ -165,6 +170,9 @@ pub struct SwitchCounters {
     pub flooded: u64,
     /// Copies made of the flooded frames.
     pub copies: u64,
+    /// Frames that the switch made itself, to announce the addresses of VMs that are back.
+    #[serde(default)]
+    pub announced: u64,
     /// Frames cut into segments for a receiver without that offload.
     pub segmented_frames: u64,
     /// The segments they became.

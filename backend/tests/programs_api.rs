@@ -86,6 +86,7 @@ fn the_objects_have_the_members_that_were_agreed_on() {
         "tap",
         "mac",
         "learned_macs",
+        "addresses",
         "queue_pairs",
         "mtu",
         "feature_level",
@@ -146,6 +147,7 @@ fn the_objects_have_the_members_that_were_agreed_on() {
     ];
     assert_eq!(keys(&status["switches"][0]), switch);
     let counters = [
+        "announced",
         "copies",
         "flooded",
         "frames",

@@ -86,10 +86,6 @@ impl Crashes {
     fn survive(&self, lab: &Lab) -> Result<()> {
         let mut daemon = Daemon::with_ports(lab.path(), &["a", "b"])?;
         let (mut a, mut b) = self.guests(lab, &daemon)?;
-        // A guest forgets its neighbours when its link goes down, and asks for each once a second
-        // only: that would be measured, and not the switch.
-        a.exec("/real/ip neigh replace 10.0.0.2 lladdr 52:54:00:00:00:0b dev eth0 nud permanent")?;
-        b.exec("/real/ip neigh replace 10.0.0.1 lladdr 52:54:00:00:00:0a dev eth0 nud permanent")?;
         a.exec(&format!("({STREAMS}) >/tmp/streams 2>&1 &"))?;
         for (guest, peer) in [(&mut a, "10.0.0.2"), (&mut b, "10.0.0.1")] {
             guest.exec(&format!("/real/ping -i 0.02 {peer} >/tmp/pings 2>&1 &"))?;

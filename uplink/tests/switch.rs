@@ -505,3 +505,135 @@ fn the_ageing_time_is_a_setting() {
     switch.age(Now(11 * SECOND));
     assert_eq!(switch.mac_entry_count(), 0);
 }
+
+/// An ARP request or reply for `10.0.0.to` by the station `10.0.0.from`, whose address is
+/// `mac(from)`.
+fn arp(dst: Mac, vlan: Option<u16>, from: u8, to: u8) -> Vec<u8> {
+    let src = mac(from.into());
+    let operation = if dst.is_broadcast() { 1 } else { 2 };
+    let mut bytes = [dst.0, src.0].concat();
+    if let Some(vid) = vlan {
+        bytes.extend([0x81, 0]);
+        bytes.extend(vid.to_be_bytes());
+    }
+    bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+    bytes.extend(src.0);
+    bytes.extend([10, 0, 0, from]);
+    let asked = if operation == 1 { [0; 6] } else { dst.0 };
+    bytes.extend(asked);
+    bytes.extend([10, 0, 0, to]);
+    bytes
+}
+
+#[test]
+fn neighbours_are_heard_in_requests_and_in_the_first_reply() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    a.send(&[arp(Mac::BROADCAST, None, 1, 2)], 0);
+    b.send(&[arp(mac(1), None, 2, 1)], 0);
+    assert_eq!(
+        (b.others().len(), a.others().len(), c.others().len()),
+        (1, 1, 1)
+    );
+    let heard = |port: &Port| switch.neighbours(port.id);
+    let [at_a, at_b] = [&a, &b].map(|port| heard(port)[0]);
+    assert_eq!((at_a.ip, at_a.mac), ([10, 0, 0, 1].into(), mac(1)));
+    assert_eq!((at_b.ip, at_b.mac), ([10, 0, 0, 2].into(), mac(2)));
+    assert!(heard(&c).is_empty());
+    // They stay through a change of what has nothing to do with them, and go with the VLAN.
+    let mut policy = switch.port(a.id).unwrap().policy;
+    policy.storm = StormLimit::UNLIMITED;
+    switch.update_port(a.id, policy.clone()).unwrap();
+    assert_eq!(heard(&a), [at_a]);
+    policy.vlan = access(7);
+    switch.update_port(a.id, policy).unwrap();
+    assert!(heard(&a).is_empty());
+    switch.forget_neighbours(b.id);
+    assert!(heard(&b).is_empty());
+}
+
+#[test]
+fn a_frame_that_is_not_let_in_is_not_believed() {
+    let switch = switch();
+    let owner = Port::add(&switch, "owner", |spec| spec.mac = Some(mac(1)));
+    let mut thief = Port::add(&switch, "thief", |_| {});
+    thief.send(&[arp(Mac::BROADCAST, None, 1, 2)], 0);
+    thief.send(&[arp(Mac::BROADCAST, Some(5), 3, 2)], 0);
+    assert!(switch.neighbours(thief.id).is_empty());
+    assert!(owner.others().is_empty());
+}
+
+/// Who is behind a port is told to all others, and the port is told who is behind them: in their
+/// VLANs, tagged as each wants it.
+#[test]
+fn an_announcement_reaches_who_has_to_know_and_tells_who_announces() {
+    let switch = switch();
+    let told = |port: &Port| -> Vec<(u8, Option<u16>)> {
+        let read = |frame: Vec<u8>| {
+            let tag = (frame[12] == 0x81).then(|| u16::from_be_bytes([frame[14], frame[15]]));
+            let at = if tag.is_some() { 18 } else { 14 };
+            assert_eq!(frame[..6], Mac::BROADCAST.0);
+            // Sender and target are the same: an announcement (RFC 5227, 2.3).
+            assert_eq!(frame[at + 14..at + 18], frame[at + 24..at + 28]);
+            (frame[at + 17], tag)
+        };
+        port.others().into_iter().map(read).collect()
+    };
+    let mut web = Port::add(&switch, "web", |spec| spec.vlan = access(7));
+    let mut db = Port::add(&switch, "db", |spec| spec.vlan = access(7));
+    let mut other = Port::add(&switch, "other", |spec| spec.vlan = access(8));
+    let mut router = Port::add(&switch, "router", |spec| spec.vlan = trunk("7,8", None));
+    let away = Port::add(&switch, "away", |spec| spec.vlan = access(7));
+    away.sink.ready.store(false, Ordering::Relaxed);
+    web.send(&[arp(Mac::BROADCAST, None, 1, 9)], 0);
+    db.send(&[arp(Mac::BROADCAST, None, 2, 9)], 0);
+    other.send(&[arp(Mac::BROADCAST, None, 3, 9)], 0);
+    let both = [7, 8].map(|vid| arp(Mac::BROADCAST, Some(vid), 4, 9));
+    router.send(&both, 0);
+    for port in [&web, &db, &other, &router] {
+        port.others();
+    }
+    switch.forget_learned(web.id);
+    let before = switch.counters();
+
+    switch.announce(web.id, Now(SECOND));
+    assert_eq!(told(&db), [(1, None)]);
+    assert_eq!(told(&router), [(1, Some(7))]);
+    assert_eq!(told(&web), [(2, None), (4, None)]);
+    assert!(told(&other).is_empty() && told(&away).is_empty());
+    // The switch has learned it by the way, and has counted.
+    assert_eq!(switch.learned_macs(web.id), [mac(1)]);
+    let after = switch.counters();
+    assert_eq!(after.announced, 3);
+    assert_eq!(after.frames - before.frames, 3);
+    assert_eq!(after.unicast - before.unicast, 2);
+    assert_eq!(after.copies - before.copies, 2);
+
+    switch.announce(router.id, Now(SECOND));
+    assert_eq!(told(&web), [(4, None)]);
+    assert_eq!(told(&other), [(4, None)]);
+    let mut all = told(&router);
+    all.sort_unstable();
+    assert_eq!(all, [(1, Some(7)), (2, Some(7)), (3, Some(8))]);
+}
+
+#[test]
+fn a_port_is_told_of_no_more_neighbours_than_its_ring_can_take() {
+    let switch = switch();
+    let [a, ..] = three(&switch);
+    let known = |port: u8| {
+        let one = |i: u8| tandem_uplink::switch::Neighbour {
+            ip: [10, 0, port, i].into(),
+            mac: mac(port.into()),
+            vlan: None,
+        };
+        (1..=20).map(one).collect::<Vec<_>>()
+    };
+    let ports =
+        (10..30).map(|n| Port::add(&switch, &format!("p{n}"), |spec| spec.neighbours = known(n)));
+    let ports: Vec<Port> = ports.collect();
+    switch.announce(a.id, Now(0));
+    assert_eq!(a.others().len(), 128);
+    switch.announce(ports[0].id, Now(0));
+    assert_eq!(a.others().len(), 16);
+}

@@ -114,12 +114,15 @@ impl QueueState {
     }
 
     /// Keeps the position of the running ring in `journal`, or goes on where that says it was;
-    /// and of a TX queue what of it is delivered. Nothing of the ring may have been taken yet.
-    pub fn keep_position(&mut self, journal: Journal) {
-        if let Some(ring) = &mut self.ring {
-            ring.keep_position(&self.memory, &self.config, &journal);
-            self.journal = Some(journal);
-        }
+    /// and of a TX queue what of it is delivered. Nothing of the ring may have been taken yet. True
+    /// if this is a TX ring that has carried frames before: its driver goes on.
+    pub fn keep_position(&mut self, journal: Journal) -> bool {
+        let Some(ring) = &mut self.ring else {
+            return false;
+        };
+        let goes_on = ring.keep_position(&self.memory, &self.config, &journal);
+        self.journal = Some(journal);
+        goes_on
     }
 
     /// Ends everything a session set: the ring, its memory, how to call. Nobody is told where the

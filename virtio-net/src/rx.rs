@@ -147,15 +147,17 @@ impl DerefMut for RxQueue {
 
 impl RxQueue {
     /// Starts the ring, or starts it again at another place. A repeat with the configuration that
-    /// is already running changes nothing, so that a VMM may repeat itself on a live ring.
-    pub fn start(&mut self, config: &RingConfig, base: u16) -> Result<(), SetupError> {
+    /// is already running changes nothing and gives false, so that a VMM may repeat itself on a live
+    /// ring.
+    pub fn start(&mut self, config: &RingConfig, base: u16) -> Result<bool, SetupError> {
         // A full ring is dropped on, so there is nothing to be woken up for.
-        if self.state.start(config, base, false)? {
+        let anew = self.state.start(config, base, false)?;
+        if anew {
             self.populated = false;
         }
         self.mergeable = has(config.features, VIRTIO_NET_F_MRG_RXBUF);
         self.features = config.features;
-        Ok(())
+        Ok(anew)
     }
 
     /// Has the driver posted any buffer? Some start rings that they never use.

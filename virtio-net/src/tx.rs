@@ -90,19 +90,19 @@ impl DerefMut for TxQueue {
 
 impl TxQueue {
     /// Starts the ring, or starts it again at another place. A repeat with the configuration that
-    /// is already running changes nothing, so that a VMM may repeat itself on a live ring. `mtu`
-    /// bounds the frames; `None`: no bound.
+    /// is already running changes nothing and gives false, so that a VMM may repeat itself on a live
+    /// ring. `mtu` bounds the frames; `None`: no bound.
     pub fn start(
         &mut self,
         config: &RingConfig,
         base: u16,
         mtu: Option<u16>,
-    ) -> Result<(), SetupError> {
-        self.state.start(config, base, true)?;
+    ) -> Result<bool, SetupError> {
+        let anew = self.state.start(config, base, true)?;
         self.state.late.reserve(BURST);
         self.may = MaySend::new(config.features);
         self.max_frame = mtu.map_or(MAX_FRAME, |m| usize::from(m) + L2_BYTES);
-        Ok(())
+        Ok(anew)
     }
 
     /// Takes up to a burst of frames from the ring into the empty `batch`, and counts them. Each

@@ -215,7 +215,7 @@ fn a_ring_that_cannot_be_is_refused() {
         ..good
     };
     for c in [good, packed] {
-        assert_eq!(start(c, 0), Ok(()));
+        assert_eq!(start(c, 0), Ok(true));
         for size in [0, 32_769, 65_535] {
             assert_eq!(
                 start(RingConfig { size, ..c }, 0),
@@ -250,7 +250,7 @@ fn a_ring_that_cannot_be_is_refused() {
             },
             99 | WRAP
         ),
-        Ok(())
+        Ok(true)
     );
     let beyond = SetupError::Base {
         index: 100,

@@ -21,12 +21,12 @@ pub(super) fn port(port: &Value) -> String {
     };
     let mut text = paragraph("port", &place) + &paragraph("state", &state);
     text += &session(&port["session"]);
-    if let Some(macs) = port["learned_macs"]
-        .as_array()
-        .filter(|macs| !macs.is_empty())
-    {
-        let macs: Vec<&str> = macs.iter().filter_map(Value::as_str).collect();
-        text += &paragraph("learned", &macs.join(" "));
+    for (label, key) in [("learned", "learned_macs"), ("addresses", "addresses")] {
+        let list = port[key].as_array().map_or(&[][..], Vec::as_slice);
+        let words: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+        if !words.is_empty() {
+            text += &paragraph(label, &words.join(" "));
+        }
     }
     text + "\n" + &settings(port) + "\n" + &counters(&port["counters"]) + &queues(&port["queues"])
 }
@@ -156,7 +156,7 @@ mod tests {
             "name": "web1", "vm": "web", "switch": "default", "tap": null, "mtu": 9000,
             "socket": "/run/tandem/web1.sock", "state": "up", "reason": null,
             "origin": {"mtu": "command_line", "socket": "default"},
-            "learned_macs": ["52:54:00:00:00:01"],
+            "learned_macs": ["52:54:00:00:00:01"], "addresses": ["10.0.0.1", "fd00::1"],
             "session": {"connected": true, "connects": 3, "refused_connections": 2,
                 "features": ["MRG_RXBUF", "CSUM"], "ring": "packed", "memory_regions": 2,
                 "last_error": "the VMM was killed"},
@@ -183,6 +183,7 @@ mod tests {
             "features MRG_RXBUF CSUM",
             "last error the VMM was killed",
             "learned 52:54:00:00:00:01",
+            "addresses 10.0.0.1 fd00::1",
             "mtu 9000 command line",
             "from_vm 10 640 3",
             "to_vm 20 1280 0",

@@ -4,17 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_uplink::switch::SwitchError;
+use tandem_uplink::switch::{Neighbour, SwitchError};
 use tandem_uplink::{
     Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, TapError, Vid, VlanPolicy,
 };
 use tandem_virtio_net::Counters;
 
+use super::neighbours::{Back, NeighbourFile};
 use super::{Core, Port};
 use crate::config::{PortConfig, SocketRole, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
 use crate::host::HostThread;
-use crate::port::{GuestPort, GuestPortConfig};
+use crate::port::{Event, GuestPort, GuestPortConfig};
 use crate::vhost::{Device, Endpoint, EndpointError, Source};
 
 /// What is behind a port.
@@ -23,6 +24,7 @@ pub(super) enum Outside {
     Guest {
         port: Arc<GuestPort>,
         endpoint: Endpoint,
+        neighbours: NeighbourFile,
     },
     /// The host.
     Host { tap: Arc<Tap>, thread: HostThread },
@@ -61,14 +63,24 @@ impl Core {
             journal: Some(self.options.run_dir.join(format!("{}.rings", config.name))),
         }));
         let outlet: Arc<dyn Outlet> = port.clone();
-        let id = add_to(switch, config, Arc::clone(&port.from_vm), outlet)?;
+        let file = format!("{}.neighbours", config.name);
+        let neighbours = NeighbourFile::open(self.options.run_dir.join(file));
+        let known = neighbours.saved();
+        let id = add_to(switch, config, Arc::clone(&port.from_vm), outlet, known)?;
         let undo_switch = Undo::new(|| {
             switch.remove_port(id);
         });
-        let home = Arc::downgrade(switch);
+        let (home, desk) = (Arc::downgrade(switch), self.announcer.clone());
         port.attach(
             || Forwarder::new(Arc::clone(switch), id),
-            move || home.upgrade().iter().for_each(|s| s.forget_learned(id)),
+            move |event| {
+                let Some(switch) = home.upgrade() else { return };
+                match event {
+                    Event::Gone => switch.forget_learned(id),
+                    Event::NewDriver => switch.forget_neighbours(id),
+                    Event::Back => desk.is_back(Back(home.clone(), id)),
+                }
+            },
         );
         self.workers
             .add_port(&config.vm, Arc::clone(&port))
@@ -84,7 +96,11 @@ impl Core {
         .map_err(|e| not_opened(&e))?;
         undo_workers.keep();
         undo_switch.keep();
-        let outside = Outside::Guest { port, endpoint };
+        let outside = Outside::Guest {
+            port,
+            endpoint,
+            neighbours,
+        };
         let switch = Arc::clone(switch);
         Ok(Port {
             config: config.clone(),
@@ -130,7 +146,8 @@ impl Core {
         if let Some(mac) = config.mac {
             tap.set_mac(mac).map_err(|e| no_tap("mac", &e))?;
         }
-        let id = add_to(switch, config, Arc::clone(tap.from_vm()), tap.clone())?;
+        let from_vm = Arc::clone(tap.from_vm());
+        let id = add_to(switch, config, from_vm, tap.clone(), Vec::new())?;
         let undo_switch = Undo::new(|| {
             switch.remove_port(id);
         });
@@ -157,13 +174,15 @@ impl Core {
             Outside::Guest {
                 port: guest,
                 endpoint,
+                neighbours,
             } => {
-                // In good order nothing is left half done; only packed rings still have a position
-                // that nobody else knows.
-                let status = endpoint.status();
+                // A VM that is there comes back to the next one who serves the port, and is to be
+                // known as who it was.
+                let connected = endpoint.status().connected;
                 drop(endpoint);
-                if !(status.connected && status.packed) {
+                if !connected {
                     guest.forget_positions();
+                    neighbours.remove();
                 }
                 self.workers.remove_port(&port.config.vm, &guest);
             }
@@ -248,8 +267,10 @@ fn add_to(
     config: &PortConfig,
     from_vm: Arc<Counters>,
     outlet: Arc<dyn Outlet>,
+    neighbours: Vec<Neighbour>,
 ) -> Result<PortId, Refused> {
     let mut spec = PortSpec::new(&config.name, from_vm, outlet);
+    spec.neighbours = neighbours;
     spec.mac = config.mac;
     spec.vlan = vlan(config)?;
     spec.storm = match config.storm_limit {

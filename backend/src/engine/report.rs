@@ -18,13 +18,15 @@ use crate::vhost;
 
 pub(super) fn port(port: &Port) -> PortStatus {
     let macs = port.switch.learned_macs(port.id);
+    let neighbours = port.switch.neighbours(port.id);
     let status = PortStatus {
         name: port.config.name.clone(),
         learned_macs: macs.iter().map(ToString::to_string).collect(),
+        addresses: neighbours.iter().map(|n| n.ip).collect(),
         ..PortStatus::default()
     };
     match &port.outside {
-        Outside::Guest { port, endpoint } => guest(port, &endpoint.status(), status),
+        Outside::Guest { port, endpoint, .. } => guest(port, &endpoint.status(), status),
         Outside::Host { tap, thread } => PortStatus {
             state: if host_reason(tap, thread).is_none() {
                 PortState::Up
@@ -144,6 +146,7 @@ pub(super) fn switch<'a>(
             unicast: counted.unicast,
             flooded: counted.flooded,
             copies: counted.copies,
+            announced: counted.announced,
             ..SwitchCounters::default()
         },
         ..SwitchStatus::default()

@@ -11,7 +11,7 @@ use tandem_virtio_net::queue::Stopped;
 use tandem_virtio_net::ring::{RingConfig, SetupError};
 use tandem_virtio_net::spec::*;
 
-use super::{FEATURES_LEVEL_1, GuestPort, lock};
+use super::{Event, FEATURES_LEVEL_1, GuestPort, lock};
 use crate::bell::Bell;
 use crate::vhost::Device;
 
@@ -50,9 +50,8 @@ impl Device for GuestPort {
             self.refresh(i);
         }
         self.acked.store(0, Ordering::Relaxed);
-        if let Some(gone) = self.gone.get() {
-            gone();
-        }
+        self.back.store(false, Ordering::Relaxed);
+        self.tell(Event::Gone);
     }
 
     fn set_features(&self, acked: u64) {
@@ -81,19 +80,26 @@ impl Device for GuestPort {
         let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
             return Ok(());
         };
-        let journal = self.journal(ring, &config);
+        let mut journal = self.journal(ring, &config);
         if ring.is_multiple_of(2) {
             let mut rx = lock(&pair.rx);
-            rx.start(&config, base)?;
-            journal.into_iter().for_each(|j| rx.keep_position(j));
+            if rx.start(&config, base)? {
+                journal.take().into_iter().for_each(|j| {
+                    rx.keep_position(j);
+                });
+            }
         } else {
-            let queue = &mut lock(&pair.tx).queue;
-            queue.start(&config, base, Some(self.config.mtu))?;
-            journal.into_iter().for_each(|j| queue.keep_position(j));
+            let mut tx = lock(&pair.tx);
+            if tx.queue.start(&config, base, Some(self.config.mtu))? {
+                let goes_on = journal.is_some_and(|j| tx.queue.keep_position(j));
+                drop(tx);
+                self.driver_is(ring, goes_on);
+            }
             pair.wake();
         }
         self.refresh(usize::from(ring / 2));
         pair.rouse(ring);
+        self.tell_if_back();
         Ok(())
     }
 
@@ -119,6 +125,7 @@ impl Device for GuestPort {
             lock(&pair.tx).queue.set_enabled(on);
             pair.wake();
         }
+        self.tell_if_back();
     }
 
     fn set_kick(&self, ring: u16, kick: Option<OwnedFd>) {

@@ -9,7 +9,7 @@ mod pair;
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::SharedSeed;
@@ -86,8 +86,20 @@ pub struct GuestPort {
     segments: AtomicU64,
     hash: SeedableRandomState,
     journal: Mutex<Option<JournalFile>>,
-    /// Called when the VMM is gone.
-    gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// The driver is one that we served before, and is about to be served again.
+    back: AtomicBool,
+    tell: OnceLock<Box<dyn Fn(Event) + Send + Sync>>,
+}
+
+/// What happens to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The VMM is gone.
+    Gone,
+    /// A driver has started that knows nothing of what was before: another VM, or the same rebooted.
+    NewDriver,
+    /// A driver that was left without a back-end for a while is served again.
+    Back,
 }
 
 impl GuestPort {
@@ -106,7 +118,8 @@ impl GuestPort {
             segments: AtomicU64::new(0),
             hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
             journal: Mutex::default(),
-            gone: OnceLock::new(),
+            back: AtomicBool::new(false),
+            tell: OnceLock::new(),
         }
     }
 
@@ -167,15 +180,42 @@ impl GuestPort {
         self.pairs.iter().any(stuck)
     }
 
-    /// Gives each pair what forwards its frames, and the port what to call when its VMM is gone.
+    /// Gives each pair what forwards its frames, and the port whom to tell what happens to it.
     pub fn attach(
         &self,
         mut forwarder: impl FnMut() -> Forwarder,
-        gone: impl Fn() + Send + Sync + 'static,
+        tell: impl Fn(Event) + Send + Sync + 'static,
     ) {
-        let _ = self.gone.set(Box::new(gone));
+        let _ = self.tell.set(Box::new(tell));
         for pair in &self.pairs {
             lock(&pair.tx).forwarder = Some(forwarder());
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        if let Some(tell) = self.tell.get() {
+            tell(event);
+        }
+    }
+
+    /// Notes whose driver has started the TX ring `ring`. The first pair's speaks for all.
+    fn driver_is(&self, ring: u16, known: bool) {
+        if ring != 1 {
+            return;
+        }
+        self.back.store(known, Ordering::Relaxed);
+        if !known {
+            self.tell(Event::NewDriver);
+        }
+    }
+
+    /// Says that a driver is back, once it can be sent frames.
+    fn tell_if_back(&self) {
+        let RingState {
+            enabled, running, ..
+        } = self.pairs[0].ring_state();
+        if enabled && running && self.back.swap(false, Ordering::Relaxed) {
+            self.tell(Event::Back);
         }
     }
 

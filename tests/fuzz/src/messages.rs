@@ -165,7 +165,7 @@ impl World {
         };
         let places = [add("one"), add("two")];
         let forwarder = || Forwarder::new(Arc::clone(&switch), places[0]);
-        port.attach(forwarder, || ());
+        port.attach(forwarder, |_| ());
         let mut world = Self {
             port,
             switch,

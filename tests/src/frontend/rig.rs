@@ -277,9 +277,10 @@ impl Counters {
         let refused = sum(|p| p.from_vm_drops.values().sum());
         let ended = sum(|p| p.to_vm + p.to_vm_drops.values().sum::<u64>());
         let count = |name: &str| self.switch.get(name).copied().unwrap_or_default();
-        if taken != refused + count("unicast") + count("flooded") {
+        let announced = count("announced");
+        if taken + announced != refused + count("unicast") + count("flooded") {
             return Some(format!(
-                "taken {taken}, dropped {refused}, rest not forwarded"
+                "taken {taken}, announced {announced}, dropped {refused}, rest not forwarded"
             ));
         }
         let sent = (count("unicast") + count("copies") + count("segments"))

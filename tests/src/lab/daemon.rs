@@ -189,6 +189,16 @@ impl Daemon {
 
     /// Asks it to end and waits; it must end well and leave no socket.
     pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    /// Lets it end as [`Daemon::stop`] does, and starts it again with the same arguments.
+    pub fn restart(&mut self) -> Result<()> {
+        self.end()?;
+        self.start_again()
+    }
+
+    fn end(&mut self) -> Result<()> {
         let status = self.process.terminate(PATIENCE)?;
         if !status.success() {
             bail!("tandemd ended with {status}");
@@ -323,6 +333,7 @@ pub struct Totals {
     pub delivered: u64,
     /// Dropped on the way to a VM.
     pub undelivered: u64,
+    announced: u64,
     unicast: u64,
     flooded: u64,
     copies: u64,
@@ -332,6 +343,7 @@ pub struct Totals {
 
 impl Totals {
     fn add_switch(&mut self, counters: &Value) -> Result<()> {
+        self.announced += number(&counters["announced"], "announced")?;
         self.unicast += number(&counters["unicast"], "unicast")?;
         self.flooded += number(&counters["flooded"], "flooded")?;
         self.copies += number(&counters["copies"], "copies")?;
@@ -343,10 +355,10 @@ impl Totals {
     /// What does not add up; `None` when everything does.
     fn discrepancy(&self) -> Option<String> {
         let forwarded = self.unicast + self.flooded;
-        if self.taken != self.refused + forwarded {
-            let (taken, refused) = (self.taken, self.refused);
+        if self.taken + self.announced != self.refused + forwarded {
+            let (taken, made, refused) = (self.taken, self.announced, self.refused);
             return Some(format!(
-                "taken {taken} is not dropped {refused} + forwarded {forwarded}"
+                "taken {taken} + announced {made} is not dropped {refused} + forwarded {forwarded}"
             ));
         }
         let outgoing = self.unicast + self.copies + self.segments - self.segmented;

@@ -10,7 +10,7 @@ const STRIPES: usize = 16;
 /// by the switch; `unicast + copies` is what the ports' outlets were given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SwitchCounters {
-    /// Frames taken from all ports.
+    /// Frames taken from all ports, and those it made itself.
     pub frames: u64,
     /// Of those, frames that went to one known port.
     pub unicast: u64,
@@ -21,6 +21,8 @@ pub struct SwitchCounters {
     /// Bursts with frames whose source address was not learned: the port has too many, the table
     /// is full, or the address has moved between two ports just now.
     pub unlearned: u64,
+    /// Of the frames, those that the switch made itself to announce neighbours.
+    pub announced: u64,
     /// Addresses that have moved from one port to another.
     pub mac_moves: u64,
 }
@@ -33,6 +35,7 @@ struct Stripe {
     flooded: AtomicU64,
     copies: AtomicU64,
     unlearned: AtomicU64,
+    announced: AtomicU64,
 }
 
 #[derive(Default)]
@@ -59,6 +62,7 @@ impl Counts {
             (&s.flooded, burst.flooded),
             (&s.copies, burst.copies),
             (&s.unlearned, burst.unlearned),
+            (&s.announced, burst.announced),
         ] {
             if n != 0 {
                 counter.fetch_add(n, Relaxed);
@@ -79,6 +83,7 @@ impl Counts {
             flooded: sum(|s| &s.flooded),
             copies: sum(|s| &s.copies),
             unlearned: sum(|s| &s.unlearned),
+            announced: sum(|s| &s.announced),
             mac_moves: 0,
         }
     }

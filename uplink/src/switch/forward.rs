@@ -153,7 +153,7 @@ impl Burst {
                 continue;
             };
             if key != last.0 {
-                last = (key, self.look_up(&key, cache, pipeline));
+                last = (key, self.look_up(&key, batch, i, cache, pipeline));
             }
             self.carry_out(i, last.1);
         }
@@ -163,6 +163,8 @@ impl Burst {
     fn look_up(
         &mut self,
         key: &[u64; L2_WORDS],
+        batch: &Batch,
+        i: usize,
         cache: &mut FlowCache<L2_WORDS>,
         pipeline: &Pipeline<'_>,
     ) -> Judged {
@@ -175,6 +177,10 @@ impl Burst {
             cache.put(key, judged.verdict, src, dst);
         }
         self.counts.unlearned |= u64::from(judged.unlearned);
+        if judged.admitted {
+            let neighbours = &pipeline.port.neighbours;
+            neighbours.hear(batch.head(i), batch.tag(i));
+        }
         judged
     }
 

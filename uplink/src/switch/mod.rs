@@ -4,10 +4,12 @@
 //! publishes it whole. [`Forwarder`] is the data side, one for each TX queue: it adopts the
 //! snapshot of the moment for one burst and holds on to nothing in between.
 
+mod announce;
 mod counters;
 mod flow_cache;
 mod forward;
 mod mac_table;
+mod neighbour;
 mod pipeline;
 mod port;
 mod snapshot;
@@ -20,12 +22,14 @@ use arc_swap::ArcSwap;
 
 use self::flow_cache::Budget;
 use self::mac_table::{Account, MacTable, Owner};
+use self::neighbour::Neighbours;
 use self::port::check_mac;
 use self::snapshot::{Port, Snapshot};
 use crate::{Mac, Now};
 
 pub use self::counters::SwitchCounters;
 pub use self::forward::Forwarder;
+pub use self::neighbour::{MAX_NEIGHBOURS, Neighbour};
 pub use self::port::SwitchError;
 pub use self::port::{
     DEFAULT_MAC_LIMIT, MAX_PORTS, Outlet, PortId, PortInfo, PortPolicy, PortSpec,
@@ -148,7 +152,7 @@ impl Switch {
             id,
             spec.name,
             policy,
-            account,
+            (account, Arc::new(Neighbours::new(spec.neighbours))),
             spec.from_vm,
             spec.outlet,
         )));
@@ -185,15 +189,16 @@ impl Switch {
         let same = old.mac == policy.mac
             && old.vlan == policy.vlan
             && old.account.limit == policy.mac_limit;
-        let account = if same {
-            old.account.clone()
+        let known = if same {
+            (old.account.clone(), old.neighbours.clone())
         } else {
-            self.open_account(&mut control, id.slot, &policy)
+            let account = self.open_account(&mut control, id.slot, &policy);
+            (account, Arc::default())
         };
         let (name, from_vm, outlet) = (old.name.clone(), old.from_vm.clone(), old.outlet.clone());
         let mut ports = current.clone_ports();
         ports[usize::from(id.slot)] = Some(Arc::new(Port::new(
-            id, name, policy, account, from_vm, outlet,
+            id, name, policy, known, from_vm, outlet,
         )));
         self.publish(&mut control, current, ports);
         Ok(())
@@ -300,6 +305,22 @@ impl Switch {
     pub fn forget_learned(&self, id: PortId) {
         if self.snapshot.load().get(id).is_some() {
             self.table.forget_port(id.slot);
+        }
+    }
+
+    /// The IP addresses that the stations behind a port say they have, those heard last first, at
+    /// most [`MAX_NEIGHBOURS`].
+    pub fn neighbours(&self, id: PortId) -> Vec<Neighbour> {
+        let snapshot = self.snapshot.load();
+        snapshot
+            .get(id)
+            .map_or(Vec::new(), |port| port.neighbours.list())
+    }
+
+    /// Forgets them: others are behind the port now.
+    pub fn forget_neighbours(&self, id: PortId) {
+        if let Some(port) = self.snapshot.load().get(id) {
+            port.neighbours.clear();
         }
     }
 

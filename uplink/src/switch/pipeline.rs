@@ -59,6 +59,8 @@ pub(crate) struct Judged {
     pub(crate) relied_on: Option<(Pin, Pin)>,
     /// The source address was not learned though it could have been, for want of room.
     pub(crate) unlearned: bool,
+    /// The port may send from this address in this VLAN.
+    pub(crate) admitted: bool,
 }
 
 impl Judged {
@@ -69,6 +71,7 @@ impl Judged {
             class: Class::default(),
             relied_on: None,
             unlearned: false,
+            admitted: false,
         }
     }
 
@@ -116,6 +119,7 @@ impl Pipeline<'_> {
             class,
             relied_on: learned.zip(relied_on),
             unlearned: learned.is_none(),
+            admitted: true,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tandem_virtio_net::{Batch, Counters, Scratch};
 
 use super::mac_table::Account;
+use super::neighbour::{Neighbour, Neighbours};
 use super::snapshot::{Port, Snapshot};
 use crate::policy::storm::Bucket;
 use crate::{Mac, StormLimit, VlanPolicy};
@@ -71,6 +72,8 @@ pub struct PortSpec {
     pub storm: StormLimit,
     /// See [`PortPolicy::mac_limit`].
     pub mac_limit: u32,
+    /// What was heard before of who is behind it.
+    pub neighbours: Vec<Neighbour>,
     /// Where the switch counts the frames it drops.
     pub from_vm: Arc<Counters>,
     /// Where frames to the port go.
@@ -92,6 +95,7 @@ impl PortSpec {
             vlan,
             storm,
             mac_limit,
+            neighbours: Vec::new(),
             from_vm,
             outlet,
         }
@@ -161,7 +165,7 @@ impl Port {
         id: PortId,
         name: String,
         policy: PortPolicy,
-        account: Account,
+        (account, neighbours): (Account, Arc<Neighbours>),
         from_vm: Arc<Counters>,
         outlet: Arc<dyn Outlet>,
     ) -> Self {
@@ -180,6 +184,7 @@ impl Port {
             limit,
             storm,
             account,
+            neighbours,
             from_vm,
             outlet,
         }

@@ -8,6 +8,7 @@ use foldhash::fast::SeedableRandomState;
 use tandem_virtio_net::Counters;
 
 use super::mac_table::{Account, random_seed};
+use super::neighbour::Neighbours;
 use super::{Outlet, PortId};
 use crate::policy::storm::Bucket;
 use crate::{Mac, StormLimit, VlanPolicy};
@@ -21,6 +22,7 @@ pub(crate) struct Port {
     pub(crate) limit: StormLimit,
     pub(crate) storm: Bucket,
     pub(crate) account: Account,
+    pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) from_vm: Arc<Counters>,
     pub(crate) outlet: Arc<dyn Outlet>,
 }

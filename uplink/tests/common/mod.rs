@@ -20,6 +20,8 @@ pub type Got = (u32, Option<u16>);
 pub struct Sink {
     pub ready: AtomicBool,
     pub got: Mutex<Vec<Got>>,
+    /// Frames that are not of the test's own type.
+    pub others: Mutex<Vec<Vec<u8>>>,
     pub to_vm: Counters,
 }
 
@@ -28,6 +30,7 @@ impl Default for Sink {
         Self {
             ready: AtomicBool::new(true),
             got: Mutex::default(),
+            others: Mutex::default(),
             to_vm: Counters::default(),
         }
     }
@@ -38,7 +41,10 @@ impl Outlet for Sink {
         let mut bytes = vec![0; MAX_FRAME];
         for i in frames {
             let n = batch.linearize(usize::from(*i), &mut bytes);
-            self.got.lock().unwrap().push(read_frame(&bytes[..n]));
+            match read_frame(&bytes[..n]) {
+                Some(got) => self.got.lock().unwrap().push(got),
+                None => self.others.lock().unwrap().push(bytes[..n].to_vec()),
+            }
             self.to_vm.add(1, n as u64);
         }
     }
@@ -84,9 +90,15 @@ impl Port {
             .forward(&mut batch, &mut Scratch::default(), Now(now));
     }
 
-    /// What has arrived since the last time.
+    /// What has arrived since the last time; nothing else may have.
     pub fn got(&self) -> Vec<Got> {
+        assert!(self.sink.others.lock().unwrap().is_empty());
         std::mem::take(&mut self.sink.got.lock().unwrap())
+    }
+
+    /// What else has arrived since the last time.
+    pub fn others(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.sink.others.lock().unwrap())
     }
 
     pub fn dropped(&self, reason: DropReason) -> u64 {
@@ -118,15 +130,17 @@ pub fn tagged(dst: Mac, src: Mac, tags: &[u16], number: u32) -> Vec<u8> {
     bytes
 }
 
-fn read_frame(bytes: &[u8]) -> Got {
+/// A frame of the test's own type.
+fn read_frame(bytes: &[u8]) -> Option<Got> {
     let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
     let (tag, at) = if word(12) == 0x8100 {
         (Some(word(14)), 16)
     } else {
         (None, 12)
     };
-    assert_eq!(word(at), 0x88b5, "one tag at most, and nothing shifted");
-    (u32::from(word(at + 2)) << 16 | u32::from(word(at + 4)), tag)
+    let number = u32::from(word(at + 2)) << 16 | u32::from(word(at + 4));
+    assert_ne!(word(at), 0x8100, "one tag at most");
+    (word(at) == 0x88b5).then_some((number, tag))
 }
 
 pub fn access(vid: u16) -> VlanPolicy {

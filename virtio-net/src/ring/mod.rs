@@ -127,13 +127,13 @@ impl Ring {
 
     /// Keeps the position in `journal`, if the ring does not tell it by itself, and goes on where
     /// that says that this very ring was left. What of it had been delivered and not yet used is
-    /// used now.
+    /// used now. True if anything had been.
     pub(crate) fn keep_position(
         &mut self,
         memory: &Memory,
         config: &RingConfig,
         journal: &Journal,
-    ) {
+    ) -> bool {
         let key = journal::key(memory, config.desc, config.size);
         let delivered = journal.delivered(key);
         match self {
@@ -145,6 +145,7 @@ impl Ring {
             (Ring::Packed(r), Some(place)) => use_up_to(r, memory, place),
             (_, None) => {}
         }
+        delivered.is_some()
     }
 
     /// Finds the ring again in new memory, at the position it has.

@@ -1,0 +1,110 @@
+//! Announcements: the switch says for the stations behind a port where they are, when those have
+//! no reason to say it themselves.
+//!
+//! A guest whose link was down for a moment has forgotten its neighbours and asks for them anew,
+//! once a second. Those who are told meanwhile need not wait.
+
+use std::sync::Arc;
+
+use tandem_virtio_net::spec::NetHdr;
+use tandem_virtio_net::{BURST, Batch, Scratch};
+
+use super::counters::SwitchCounters;
+use super::neighbour::Neighbour;
+use super::snapshot::{Port, Snapshot};
+use super::{Forwarder, PortId, Switch};
+use crate::Now;
+
+/// Most announcements of others that a port is told: its ring may be no longer than 256, and has to
+/// carry frames besides.
+const MOST: u64 = 128;
+
+impl Switch {
+    /// Announces the neighbours behind a port to the other ports of their VLANs, and those behind
+    /// the others to this port. It should be able to take frames.
+    pub fn announce(self: &Arc<Self>, id: PortId, now: Now) {
+        let snapshot = self.snapshot.load_full();
+        let Some(this) = snapshot.get(id) else { return };
+        let mut said = Announcements::default();
+        for neighbour in this.neighbours.list() {
+            said.add(&neighbour);
+        }
+        // As if the port had sent them: with its policy, and the switch learns where it is.
+        let batch = &mut said.batch;
+        Forwarder::new(Arc::clone(self), id).forward(batch, &mut said.scratch, now);
+        let told = tell(this, &snapshot);
+        let counts = SwitchCounters {
+            frames: told,
+            unicast: told,
+            announced: batch.len() as u64 + told,
+            ..SwitchCounters::default()
+        };
+        self.counts.add(self.counts.stripe(), &counts);
+        said.scratch.call_all();
+    }
+}
+
+/// Tells a port where those behind the others are. How many it was told of.
+fn tell(this: &Port, snapshot: &Snapshot) -> u64 {
+    let mut told = 0;
+    let mut burst = Announcements::default();
+    let others = snapshot.ports().filter(|port| port.id != this.id);
+    for port in others.filter(|port| port.outlet.ready()) {
+        for neighbour in port.neighbours.list() {
+            let class = port.vlan.ingress(neighbour.vlan);
+            let Some(class) = class.filter(|class| this.vlan.carries(class.vid)) else {
+                continue;
+            };
+            if told == MOST {
+                break;
+            }
+            if burst.batch.len() == BURST {
+                burst.deliver(this);
+            }
+            if let Some(i) = burst.add(&neighbour) {
+                burst.batch.set_tag(i, this.vlan.egress(class));
+                told += 1;
+            }
+        }
+    }
+    burst.deliver(this);
+    told
+}
+
+/// Announcements on their way.
+struct Announcements {
+    batch: Batch,
+    scratch: Scratch,
+}
+
+impl Default for Announcements {
+    fn default() -> Self {
+        Self {
+            batch: Batch::with_own_bytes(1 << 18),
+            scratch: Scratch::default(),
+        }
+    }
+}
+
+impl Announcements {
+    /// Adds one; its place in the batch.
+    fn add(&mut self, neighbour: &Neighbour) -> Option<usize> {
+        let frame = neighbour.announcement();
+        let added = self.batch.push_frame(NetHdr::default(), &frame);
+        added.ok().map(|()| self.batch.len() - 1)
+    }
+
+    /// Gives all to one port.
+    fn deliver(&mut self, port: &Port) {
+        let mut list = [0; BURST];
+        let n = self.batch.len();
+        for (i, slot) in list.iter_mut().enumerate() {
+            *slot = i as u8;
+        }
+        if n != 0 {
+            (port.outlet).deliver(&mut self.batch, &list[..n], &mut self.scratch);
+        }
+        self.batch.clear();
+        self.scratch.call_all();
+    }
+}
