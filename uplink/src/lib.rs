@@ -10,7 +10,8 @@
 //!    handed to its [`switch::Outlet`], which copies them to where they go.
 //!
 //! No step allocates, locks, formats or makes a system call for a frame; the mutex of the MAC
-//! table is taken for an address that is new or has moved. Time is an argument, see [`Now`].
+//! table is taken for an address that is new or has moved, that of a port's neighbours for ARP and
+//! neighbour discovery that no cached verdict covers. Time is an argument, see [`Now`].
 //!
 //! Directions are named from the VM: `from_vm` is what a port sends into the switch.
 
