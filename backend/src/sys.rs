@@ -351,6 +351,12 @@ pub(crate) fn set_slice(slice: Duration) -> io::Result<()> {
     }
 }
 
+/// Makes the kernel add up the time that the calling thread has had the CPU for: see
+/// [`set_slice`].
+pub(crate) fn add_up_time() {
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+}
+
 /// A mapped dirty log.
 struct LogMap {
     /// Ends before the mapping does: fields drop in order.

@@ -12,6 +12,9 @@
 //!  └───────────────────────────── kick ────────────────────────┴────────────────┘
 //! ```
 //!
+//! A frame for a VM whose thread sleeps wakes the thread too, if that VM is one that answers: it is
+//! awake when the answer comes, and the guest need not kick.
+//!
 //! Kicks are registered edge-triggered: each notification wakes a sleeping thread once, and the
 //! descriptor is never read, which saves a system call each time.
 
@@ -19,14 +22,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 use tandem_uplink::Now;
-use tandem_virtio_net::{Batch, Scratch};
+use tandem_virtio_net::{Batch, Call, Scratch};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::port::{GuestPort, Pair, lock};
@@ -62,6 +65,66 @@ impl Window {
     }
 }
 
+/// How long a thread polls for the answer to a frame that its VM got: the VM has to wake up first.
+const ANSWER: Duration = Duration::from_micros(100);
+
+/// Whether to wake a thread when its VM gets a frame, for the answer to come. Each time that it was in
+/// vain more of them are let pass before the next attempt.
+#[derive(Default)]
+struct Answers {
+    let_pass: AtomicU32,
+    left: AtomicU32,
+}
+
+impl Answers {
+    /// At most as many are let pass in a row, so that a VM that starts to answer is noticed.
+    const MOST: u32 = 1023;
+
+    fn expected(&self) -> bool {
+        let left = self.left.load(Ordering::Relaxed);
+        self.left.store(left.saturating_sub(1), Ordering::Relaxed);
+        left == 0
+    }
+
+    fn came(&self) {
+        self.let_pass.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(&self) {
+        let pass = (2 * self.let_pass.load(Ordering::Relaxed) + 1).min(Self::MOST);
+        self.let_pass.store(pass, Ordering::Relaxed);
+        self.left.store(pass, Ordering::Relaxed);
+    }
+}
+
+/// Lets others have the CPU when a time slice is over.
+struct Slice {
+    since: Now,
+}
+
+impl Slice {
+    /// Sets the calling thread's time slice.
+    fn new() -> Self {
+        if let Err(e) = sys::set_slice(SLICE) {
+            debug!("the thread's time slice cannot be set: {e}");
+        }
+        Self {
+            since: Now::monotonic(),
+        }
+    }
+
+    /// The kernel looks at a thread's slice when its timer ticks, each 4 ms as a rule, and when it
+    /// adds up the thread's time. It does that when it is asked for the time, and if others wait and
+    /// the slice is over, it lets them run.
+    #[inline]
+    fn check(&mut self, now: Now) {
+        if self.since + SLICE < now {
+            self.since = now;
+            sys::add_up_time();
+        }
+    }
+}
+
 /// A handle to a thread, by which queues tell it about work.
 #[derive(Clone)]
 pub(crate) struct Wake(Arc<Shared>);
@@ -71,7 +134,15 @@ struct Shared {
     event: EventFd,
     epoch: AtomicU64,
     stop: AtomicBool,
+    answers: Answers,
     pairs: Mutex<Vec<PairRef>>,
+}
+
+/// Wakes the thread up before its VM kicks.
+impl Call for Shared {
+    fn call(&self) {
+        let _ = self.event.write(1);
+    }
 }
 
 /// One pair of a port.
@@ -92,6 +163,12 @@ impl Wake {
     pub(crate) fn wake(&self) {
         // A full counter is a wake-up on its way.
         let _ = self.0.event.write(1);
+    }
+
+    /// Whom to call when the VM got a frame that it may answer, if that was of use before.
+    pub(crate) fn for_an_answer(&self) -> Option<Arc<dyn Call>> {
+        let expected = self.0.answers.expected();
+        expected.then(|| Arc::clone(&self.0) as Arc<dyn Call>)
     }
 
     /// Listens to another kick descriptor in place of the old one.
@@ -137,15 +214,13 @@ impl Worker {
             event,
             epoch: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            answers: Answers::default(),
             pairs: Mutex::default(),
         });
         let mine = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if let Err(e) = crate::cpus::pin(&cpus) {
                 warn!("the thread's CPUs cannot be set: {e}");
-            }
-            if let Err(e) = sys::set_slice(SLICE) {
-                debug!("the thread's time slice cannot be set: {e}");
             }
             run(&mine);
         })?;
@@ -182,6 +257,8 @@ fn run(shared: &Shared) {
     let mut epoch = u64::MAX;
     let mut window = Window(POLL);
     let mut quiet_since = None;
+    let mut woken = Woken::ByKick;
+    let mut slice = Slice::new();
     loop {
         let now = shared.epoch.load(Ordering::Acquire);
         if now != epoch {
@@ -191,33 +268,54 @@ fn run(shared: &Shared) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        if serve_all(&pairs, &mut batch, &mut scratch) {
+        if serve_all(&pairs, &mut batch, &mut scratch, &mut slice) {
             if quiet_since.take().is_some() {
                 window.paid();
             }
+            if woken == Woken::Early {
+                shared.answers.came();
+                woken = Woken::ByKick;
+            }
             continue;
         }
-        let since: Instant = *quiet_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < window.0 {
+        let now = Instant::now();
+        let since: Instant = *quiet_since.get_or_insert(now);
+        let early = woken == Woken::Early;
+        if now - since < if early { ANSWER } else { window.0 } {
             std::thread::yield_now();
             continue;
         }
-        window.in_vain();
+        if early {
+            shared.answers.failed();
+            woken = Woken::ByKick;
+        } else {
+            window.in_vain();
+        }
         quiet_since = None;
         if ask_for_kicks(&pairs) {
             continue;
         }
         let slept = Instant::now();
-        sleep(shared, &pairs);
-        window.slept(slept.elapsed());
+        set_asleep(&pairs, true);
+        woken = sleep(shared, &pairs);
+        set_asleep(&pairs, false);
+        if woken == Woken::ByKick {
+            window.slept(slept.elapsed());
+        }
         stop_kicks(&pairs);
         look_for_buffers(&pairs);
     }
 }
 
 /// One burst of each pair. True if any had frames.
-fn serve_all(pairs: &[PairRef], batch: &mut Batch, scratch: &mut Scratch) -> bool {
+fn serve_all(
+    pairs: &[PairRef],
+    batch: &mut Batch,
+    scratch: &mut Scratch,
+    slice: &mut Slice,
+) -> bool {
     let now = Now::monotonic();
+    slice.check(now);
     let mut busy = false;
     for p in pairs {
         busy |= p.pair().serve(batch, scratch, now) != 0;
@@ -249,18 +347,39 @@ fn look_for_buffers(pairs: &[PairRef]) {
     }
 }
 
-fn sleep(shared: &Shared, pairs: &[PairRef]) {
+fn set_asleep(pairs: &[PairRef], asleep: bool) {
+    for p in pairs {
+        p.pair().asleep.store(asleep, Ordering::Relaxed);
+    }
+}
+
+/// What woke a thread up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// The VM has sent frames.
+    ByKick,
+    /// It got some and may answer, or something about its pairs has changed.
+    Early,
+}
+
+fn sleep(shared: &Shared, pairs: &[PairRef]) -> Woken {
     let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 32];
     match epoll::wait(shared.epoll.as_raw_fd(), -1, &mut events) {
         Err(e) if e.kind() != io::ErrorKind::Interrupted => {
             error!("waiting for kicks failed: {e}");
             // Not a busy loop on an error that stays.
             std::thread::sleep(Duration::from_millis(10));
+            Woken::ByKick
         }
-        Err(_) => {}
+        Err(_) => Woken::ByKick,
         Ok(n) => {
-            for event in &events[..n] {
+            let events = &events[..n];
+            for event in events {
                 pairs.iter().for_each(|p| p.pair().count_kick(event.data));
+            }
+            match events.iter().all(|event| event.data == 0) {
+                true => Woken::Early,
+                false => Woken::ByKick,
             }
         }
     }
@@ -383,5 +502,30 @@ mod tests {
         assert!(w.0 < Duration::from_nanos(100));
         w.slept(Duration::from_micros(20));
         assert_eq!(w.0, POLL);
+    }
+
+    /// Of `frames` frames, how often the thread is woken for an answer that never comes.
+    fn wakes(answers: &Answers, frames: u32) -> u32 {
+        let mut wakes = 0;
+        for _ in 0..frames {
+            if answers.expected() {
+                wakes += 1;
+                answers.failed();
+            }
+        }
+        wakes
+    }
+
+    #[test]
+    fn a_vm_that_never_answers_costs_next_to_nothing_and_one_that_does_is_noticed() {
+        let answers = Answers::default();
+        assert_eq!(wakes(&answers, 1023), 10);
+        assert_eq!(wakes(&answers, 102_400), 100);
+        let passed = (0..).take_while(|_| !answers.expected()).count();
+        assert!(passed < 1024);
+        answers.came();
+        assert!(answers.expected() && answers.expected());
+        answers.failed();
+        assert!(!answers.expected() && answers.expected());
     }
 }

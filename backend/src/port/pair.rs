@@ -1,7 +1,7 @@
 //! A queue pair: two virtqueues, and who looks after them.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Pair {
     pub(super) rx: Mutex<RxQueue>,
     pub(super) kick: Mutex<Option<File>>,
     pub(super) wake: Mutex<Option<Wake>>,
+    /// Our thread sleeps, and nobody has woken it yet.
+    pub(crate) asleep: AtomicBool,
     /// Of the RX and of the TX queue.
     pub(super) bells: Mutex<[Option<Arc<Bell>>; 2]>,
     /// Of the TX queue, and drops before forwarding.
@@ -53,6 +55,7 @@ impl Default for Pair {
             rx: Mutex::default(),
             kick: Mutex::default(),
             wake: Mutex::default(),
+            asleep: AtomicBool::new(false),
             bells: Mutex::default(),
             from_vm: Counters::default(),
             to_vm: Counters::default(),
@@ -147,7 +150,22 @@ impl Pair {
             segmented.segments += filled.segmented.1;
             frames = &frames[filled.done..];
         }
+        if self.asleep.load(Ordering::Relaxed) {
+            self.expect_answer(scratch);
+        }
         segmented
+    }
+
+    /// The VM has got frames while our thread sleeps. If it is one that answers, the thread wakes up
+    /// beside the VM rather than after it.
+    #[cold]
+    fn expect_answer(&self, scratch: &mut Scratch) {
+        if let Some(wake) = &*lock(&self.wake)
+            && let Some(call) = wake.for_an_answer()
+        {
+            self.asleep.store(false, Ordering::Relaxed);
+            scratch.keep_call(call);
+        }
     }
 
     /// Notifies the guest of what it may not have been told: that a ring was used which is started
