@@ -223,6 +223,13 @@ impl Engine for Running {
         Ok(())
     }
 
+    fn change_port(&self, config: &PortConfig) -> Result<bool, Refused> {
+        let mut ports = lock(&self.core.ports);
+        let name = &config.name;
+        let port = ports.get_mut(name).ok_or_else(|| no_such_port(name))?;
+        port.change(config)
+    }
+
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
         let mut ports = lock(&self.core.ports);
         let port = ports.remove(name).ok_or_else(|| no_such_port(name))?;

@@ -68,11 +68,61 @@ fn sockets_exist_when_it_is_ready_and_are_gone_when_it_stopped() {
     }
 }
 
-#[test]
-fn a_hang_up_does_not_end_it() {
-    let daemon = Daemon::start(&[]);
+/// The service manager is told when it begins and when it is done.
+fn reload(daemon: &Daemon) {
     daemon.signal(Signal::HUP);
-    assert_eq!(daemon.http("GET", "/api/v1/status", "").status, 200);
+    let begun = daemon.notified();
+    let mut lines = begun.lines();
+    assert_eq!(lines.next(), Some("RELOADING=1"));
+    let since = lines.next().unwrap().strip_prefix("MONOTONIC_USEC=");
+    assert!(since.unwrap().parse::<u64>().unwrap() > 0);
+    assert_eq!(daemon.notified(), "READY=1");
+}
+
+#[test]
+fn a_hang_up_reads_the_file_again() {
+    let (dir, path) = config("[port.web1]\nmtu = 2000\n[port.old]\n");
+    let daemon = Daemon::start(&["--config", &path, "--port", "line"]);
+    let ports = || -> Vec<(String, u64)> {
+        let answer = daemon.http("GET", "/api/v1/ports", "").json;
+        let port = |port: &serde_json::Value| {
+            let name = port["name"].as_str().unwrap().to_owned();
+            (name, port["mtu"].as_u64().unwrap())
+        };
+        answer["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(port)
+            .collect()
+    };
+    let are = |list: &[(&str, u64)]| {
+        let list: Vec<_> = list
+            .iter()
+            .map(|(n, mtu)| ((*n).to_owned(), *mtu))
+            .collect();
+        assert_eq!(ports(), list, "{}", daemon.log());
+    };
+    are(&[("line", 1500), ("old", 1500), ("web1", 2000)]);
+    fs::write(&path, "[port.web1]\nmtu = 3000\n[port.new]\n").unwrap();
+    reload(&daemon);
+    let after = [("line", 1500), ("new", 1500), ("web1", 3000)];
+    are(&after);
+    assert!(daemon.path("run/new.sock").exists() && !daemon.path("run/old.sock").exists());
+    assert!(daemon.log().contains("1 added, 1 changed, 1 removed"));
+    // A bad file is refused whole.
+    for text in [
+        "[port.web1]\nmtu = 1\n[port.newer]\n",
+        "[port",
+        "[prot.x]\n",
+    ] {
+        fs::write(&path, text).unwrap();
+        reload(&daemon);
+        are(&after);
+    }
+    drop(dir);
+    reload(&daemon);
+    are(&after);
     daemon.stop();
 }
 

@@ -145,6 +145,26 @@ impl PortConfig {
         }
     }
 
+    /// Whether both ask for the same port, whoever asked.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let value = |port: &Self| serde_json::to_value(port).ok();
+        let inherited = |port: &Self| port.socket_fd.is_some();
+        inherited(self) == inherited(other) && value(self) == value(other)
+    }
+
+    /// Whether they differ in nothing, or only in what the switch makes of the port's frames.
+    pub(crate) fn differs_in_policy_only(&self, other: &Self) -> bool {
+        let like_other = Self {
+            mac: other.mac,
+            vlan: other.vlan,
+            trunk_vlans: other.trunk_vlans.clone(),
+            native_vlan: other.native_vlan,
+            storm_limit: other.storm_limit,
+            ..self.clone()
+        };
+        like_other.is_same(other)
+    }
+
     /// The socket's path, absolute if `run_dir` is; `None` for a TAP and for `--fd`.
     pub fn socket_path(&self, run_dir: &Path) -> Option<PathBuf> {
         if self.tap.is_some() || self.socket_fd.is_some() {

@@ -7,7 +7,7 @@ mod tests;
 use crate::config::PortConfig;
 use crate::status::{PortStatus, SwitchesStatus};
 
-pub use ports::{Control, Places, Put, Removed, Setup};
+pub use ports::{Control, Places, Put, Reloaded, Removed, Setup};
 
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,13 @@ pub trait Engine: Send + Sync {
     /// `Conflict` if the name, the socket or the TAP is taken, `NotFound` if the switch is not there,
     /// `Invalid` if this host lacks what a setting names, such as a group, `System` for the rest.
     fn add_port(&self, port: &PortConfig) -> Result<(), Refused>;
+
+    /// Gives the running port of this name other settings while its VM stays connected. False: more
+    /// differs than can be changed so, and nothing was changed.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name, `Conflict` if the address is another port's.
+    fn change_port(&self, port: &PortConfig) -> Result<bool, Refused>;
 
     /// Ends the port; when this returns, its session and its socket are gone.
     ///

@@ -14,6 +14,10 @@ use crate::config::{
 use crate::status::{Port, PortState, PortStatus, PortsTotal, Status};
 use crate::store::Store;
 
+mod reload;
+
+pub use reload::Reloaded;
+
 /// What a [`Control`] is made of.
 pub struct Setup {
     /// The running switch, without ports.
@@ -67,7 +71,7 @@ pub enum Put {
 pub struct Control {
     engine: Arc<dyn Engine>,
     switches: BTreeMap<String, SwitchConfig>,
-    places: Places,
+    places: RwLock<Places>,
     store: Store,
     run_dir: PathBuf,
     started: Instant,
@@ -98,7 +102,7 @@ impl Control {
         let control = Self {
             engine,
             switches: config.switches,
-            places,
+            places: RwLock::new(places),
             store,
             run_dir,
             started: Instant::now(),
@@ -117,7 +121,7 @@ impl Control {
         }
         for (_, port) in set {
             match control.add(&port) {
-                Ok(()) if control.places.name(&port.name) => log::info!(
+                Ok(()) if control.read_places().name(&port.name) => log::info!(
                     "port {}: its settings are those of the API, not of file or command line",
                     port.name
                 ),
@@ -234,13 +238,13 @@ impl Control {
         }
         let mut next = overlay.clone();
         next.remove(name);
-        if self.places.file.contains(name) {
+        if self.read_places().file.contains(name) {
             next.insert(name.to_owned(), None);
         }
         self.commit(&mut overlay, next, old.as_ref(), None)?;
         self.write_aside().remove(name);
         log::info!("port {name}: removed over the API");
-        Ok(if self.places.line.contains(name) {
+        Ok(if self.read_places().line.contains(name) {
             Removed::UntilRestart
         } else {
             Removed::ForGood
@@ -333,11 +337,11 @@ impl Control {
     }
 
     /// Puts `new` in the place of `old` in the engine. An error leaves `old`. Settings that are the
-    /// same by value leave the running port alone.
+    /// same by value leave the running port alone, and those of policy its VM.
     fn exchange(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
         if let (Some(old), Some(new)) = (old, new)
-            && same(old, new)
             && self.engine.port(&old.name).is_some()
+            && (old.is_same(new) || self.engine.change_port(new)?)
         {
             return Ok(());
         }
@@ -418,16 +422,17 @@ impl Control {
         self.aside.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn read_places(&self) -> std::sync::RwLockReadGuard<'_, Places> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_places(&self) -> std::sync::RwLockWriteGuard<'_, Places> {
+        self.places.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, PortConfig>> {
         self.ports.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether two configurations ask for the same port, whoever asked.
-fn same(old: &PortConfig, new: &PortConfig) -> bool {
-    let inherited = |port: &PortConfig| port.socket_fd.is_some();
-    inherited(old) == inherited(new)
-        && serde_json::to_value(old).ok() == serde_json::to_value(new).ok()
 }
 
 fn not_found(name: &str) -> Refused {

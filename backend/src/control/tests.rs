@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 
-use super::{Control, Engine, Places, Put, Refused, RefusedKind, Removed, Setup};
-use crate::config::{Config, File, Layer, Overlay, PortConfig, add_overlay, build};
+use super::{Control, Engine, Places, Put, Refused, RefusedKind, Reloaded, Removed, Setup};
+use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
 use crate::status::{PortStatus, SwitchesStatus};
 use crate::store::Store;
 
@@ -46,6 +46,18 @@ impl Engine for Fake {
             None
         );
         Ok(())
+    }
+
+    /// All but the MTU can be changed.
+    fn change_port(&self, port: &PortConfig) -> Result<bool, Refused> {
+        let changed = self.ports.lock().unwrap().get(&port.name) == Some(&port.mtu);
+        if changed {
+            self.calls
+                .lock()
+                .unwrap()
+                .push(format!("change {}", port.name));
+        }
+        Ok(changed)
     }
 
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
@@ -394,4 +406,104 @@ fn a_removed_port_of_the_command_line_is_said_to_come_back() {
     assert_eq!(bench.control.remove("web1").unwrap(), Removed::ForGood);
     let bench = restarted(bench, &["z"]);
     assert_eq!(bench.engine.ports(), ports(&[("z", 1500)]));
+}
+
+/// Reads `file` instead of what the daemon was started with.
+fn reload(bench: &Bench, file: &str) -> Result<Reloaded, Vec<Problem>> {
+    bench.control.reload(|overlay| {
+        let mut problems = Vec::new();
+        let file = File::parse(file, "f", &mut problems)?;
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut config = build(&file, overlay, &[], bench.dir.path())?;
+        add_overlay(&mut config, overlay, bench.dir.path());
+        let places = Places {
+            file: file.ports.into_keys().collect(),
+            line: BTreeSet::new(),
+        };
+        Ok((config, places))
+    })
+}
+
+#[test]
+fn a_reload_touches_only_what_differs() {
+    let bench = bench();
+    bench
+        .control
+        .put("db1", &settings(json!({"mtu": 1400})), false)
+        .unwrap();
+    let file = "[port.web1]\nmtu = 2000\nvlan = 7\n[port.new]\nmtu = 1600\n[port.other]\n";
+    bench.engine.calls();
+    let counts = |added, changed, removed| Reloaded {
+        added,
+        changed,
+        removed,
+    };
+    assert_eq!(reload(&bench, file).unwrap(), counts(2, 1, 0));
+    assert_eq!(
+        bench.engine.calls(),
+        ["change web1", "add new 1600", "add other 1500"]
+    );
+    assert_eq!(reload(&bench, file).unwrap(), counts(0, 0, 0));
+    assert_eq!(bench.engine.calls(), [] as [&str; 0]);
+    let file = "[port.web1]\nmtu = 1900\n[port.other]\n[port.db1]\nmtu = 9000\n";
+    assert_eq!(reload(&bench, file).unwrap(), counts(0, 1, 1));
+    // Those that go make room first, and what the API said of a port stands.
+    assert_eq!(
+        bench.engine.calls(),
+        ["remove new", "remove web1", "add web1 1900"]
+    );
+    assert_eq!(bench.control.port("web1").unwrap().config.vlan, None);
+    assert!(bench.control.port("new").is_err());
+    // It is known where a port is named now.
+    assert_eq!(bench.control.remove("db1").unwrap(), Removed::ForGood);
+    assert_eq!(saved(&bench), json!({"db1": null}));
+}
+
+#[test]
+fn a_reload_that_fails_changes_nothing() {
+    let bench = bench();
+    let before = "[port.web1]\nmtu = 2000\n[port.a]\n[port.b]\n";
+    reload(&bench, before).unwrap();
+    let (running, shown) = (bench.engine.ports(), bench.control.ports().len());
+    for (file, place) in [
+        // `a` goes and `b` changes before it turns out that `z` cannot be made.
+        (
+            "[port.web1]\nmtu = 2000\n[port.b]\nmtu = 1400\n[port.z]\nmtu = 666\n",
+            "port z",
+        ),
+        ("[port.web1]\nmtu = 666\n[port.a]\n[port.b]\n", "port web1"),
+        ("[port.web1]\nmtu = 20\n", "f:2: [port.web1]"),
+        ("[port.web1]\nmut = 2000\n", "f:2: [port.web1]"),
+        ("[port.web1", "f:1"),
+        ("[switch.more]\n[port.web1]\n", "switch more"),
+        ("[switch.default]\nmac_limit = 100\n", "switch default"),
+    ] {
+        let problems = reload(&bench, file).unwrap_err();
+        assert_eq!(problems[0].place, place, "{problems:?}");
+        assert!(!problems[0].refused.remedy.is_empty());
+        assert_eq!(bench.engine.ports(), running, "{file}");
+        assert_eq!(bench.control.ports().len(), shown);
+    }
+    let nothing = Reloaded::default();
+    assert_eq!(reload(&bench, before).unwrap(), nothing);
+}
+
+#[test]
+fn a_reload_sets_aside_what_the_api_has_set_and_cannot_be_any_more() {
+    let bench = bench();
+    let mac = json!({"mac": "52:54:00:00:00:01"});
+    bench.control.put("db1", &settings(mac), false).unwrap();
+    let taken = "[port.web1]\nmtu = 2000\nmac = \"52:54:00:00:00:01\"\n";
+    let reloaded = reload(&bench, taken).unwrap();
+    assert_eq!((reloaded.changed, reloaded.removed), (1, 1));
+    let aside = bench.control.port("db1").unwrap();
+    assert!(aside.running.reason.unwrap().contains("52:54:00:00:00:01"));
+    // It comes back when it can.
+    assert_eq!(
+        reload(&bench, "[port.web1]\nmtu = 2000\n").unwrap().added,
+        1
+    );
+    assert_eq!(bench.control.port("db1").unwrap().running.reason, None);
 }

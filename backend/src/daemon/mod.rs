@@ -6,7 +6,7 @@ mod dirs;
 mod notify;
 mod program;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
@@ -19,7 +19,7 @@ pub use program::CAPABILITIES;
 use crate::api::{self, ApiSocket};
 use crate::config::check::{among, port as check_port};
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
-use crate::control::{Control, Places, Refused, RefusedKind, Setup};
+use crate::control::{Control, Places, Refused, RefusedKind, Reloaded, Setup};
 use crate::engine::{self, EngineOptions};
 use crate::store::Store;
 use crate::{cpus, daemon::dirs::OwnDir};
@@ -58,6 +58,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         switches: config.switches.clone(),
     };
     let engine = engine::start(options).map_err(one)?;
+    let again = run_dir.clone();
     let setup = Setup {
         engine,
         config,
@@ -72,7 +73,13 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
             refused,
         }]
     })?;
-    serve(runtime, signals, socket, Arc::new(control)).map_err(one)
+    let control = Arc::new(control);
+    let again = Reload {
+        args: args.clone(),
+        run_dir: again,
+        control: Arc::clone(&control),
+    };
+    serve(runtime, signals, socket, control, again).map_err(one)
 }
 
 /// The running daemon, between ready and stopped.
@@ -81,10 +88,11 @@ fn serve(
     signals: Signals,
     socket: ApiSocket,
     control: Arc<Control>,
+    reload: Reload,
 ) -> Result<(), Refused> {
     let path = socket.path().display().to_string();
     let stop = async move {
-        signals.stop().await;
+        signals.stop(&Arc::new(reload)).await;
         notify::send("STOPPING=1");
     };
     let api = match api::start(runtime, socket, Arc::clone(&control), stop) {
@@ -238,17 +246,53 @@ impl Signals {
         })
     }
 
-    /// Returns when the daemon is to stop.
-    async fn stop(mut self) {
+    /// Returns when the daemon is to stop; reloads meanwhile.
+    async fn stop(mut self, reload: &Arc<Reload>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return log::info!("SIGTERM: stopping"),
                 _ = self.interrupt.recv() => return log::info!("SIGINT: stopping"),
                 _ = self.hang_up.recv() => {
-                    log::warn!("SIGHUP: the file is read at start only; restart to read it again");
+                    let reload = Arc::clone(reload);
+                    // Ports are made and ended, which may take a while.
+                    let done = tokio::task::spawn_blocking(move || reload.run()).await;
+                    if done.is_err() {
+                        log::error!("SIGHUP: the reload broke down");
+                    }
                 }
             }
         }
+    }
+}
+
+/// What SIGHUP does.
+struct Reload {
+    args: Args,
+    run_dir: PathBuf,
+    control: Arc<Control>,
+}
+
+impl Reload {
+    /// Reads file and command line again, and applies what differs or says what is wrong.
+    fn run(&self) {
+        notify::reloading();
+        let read = |overlay: &Overlay| Sources::read(&self.args)?.build(overlay, &self.run_dir);
+        match self.control.reload(read) {
+            Ok(Reloaded {
+                added,
+                changed,
+                removed,
+            }) => log::info!(
+                "SIGHUP: reloaded; ports: {added} added, {changed} changed, {removed} removed"
+            ),
+            Err(problems) => {
+                for problem in problems {
+                    log::error!("{problem}");
+                }
+                log::error!("SIGHUP: nothing was changed");
+            }
+        }
+        notify::send("READY=1");
     }
 }
 

@@ -15,6 +15,13 @@ pub(super) fn send(state: &str) {
     }
 }
 
+/// Says that the configuration is read again; `READY=1` follows (sd_notify(3), "RELOADING=1").
+pub(super) fn reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000;
+    send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
 fn send_to(path: &[u8], state: &str) -> io::Result<()> {
     let address = match path {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,

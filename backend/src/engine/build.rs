@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tandem_uplink::switch::{Neighbour, SwitchError};
 use tandem_uplink::{
-    Forwarder, Outlet, PortId, PortSpec, StormLimit, Switch, Tap, TapError, Vid, VlanPolicy,
+    Forwarder, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, Tap, TapError, Vid,
+    VlanPolicy,
 };
 use tandem_virtio_net::Counters;
 
@@ -192,6 +193,23 @@ impl Core {
     }
 }
 
+impl Port {
+    /// Gives the port other settings if those that differ are the switch's business only.
+    pub(super) fn change(&mut self, new: &PortConfig) -> Result<bool, Refused> {
+        if !self.config.differs_in_policy_only(new) {
+            return Ok(false);
+        }
+        // A TAP has its address, too.
+        if matches!(self.outside, Outside::Host { .. }) && self.config.mac != new.mac {
+            return Ok(false);
+        }
+        let changed = self.switch.update_port(self.id, policy(new)?);
+        changed.map_err(|e| not_on_switch(&e))?;
+        self.config = new.clone();
+        Ok(true)
+    }
+}
+
 /// A refusal from words that say behind their last colon what to do.
 fn refused(kind: RefusedKind, key: &str, words: &str) -> Refused {
     let (reason, remedy) = words.rsplit_once(": ").unwrap_or((words, "see the log"));
@@ -269,28 +287,49 @@ fn add_to(
     outlet: Arc<dyn Outlet>,
     neighbours: Vec<Neighbour>,
 ) -> Result<PortId, Refused> {
-    let mut spec = PortSpec::new(&config.name, from_vm, outlet);
-    spec.neighbours = neighbours;
-    spec.mac = config.mac;
-    spec.vlan = vlan(config)?;
-    spec.storm = match config.storm_limit {
-        0 => StormLimit::UNLIMITED,
-        rate => StormLimit::per_second(rate),
+    let PortPolicy {
+        mac,
+        vlan,
+        storm,
+        mac_limit,
+    } = policy(config)?;
+    let spec = PortSpec {
+        mac,
+        vlan,
+        storm,
+        mac_limit,
+        neighbours,
+        ..PortSpec::new(&config.name, from_vm, outlet)
     };
-    switch.add_port(spec).map_err(|e| {
-        let key = match e {
-            SwitchError::MacInUse { .. } | SwitchError::BadMac(_) => "mac",
-            _ => "name",
-        };
-        let remedy = match key {
-            "mac" => "give every port an address of its own",
-            _ => "choose another name, or another switch",
-        };
-        // Some of its words say what to do behind a semicolon; here it is said for all.
-        let words = e.to_string();
-        let (reason, _) = words.split_once(';').unwrap_or((&words, ""));
-        Refused::new(RefusedKind::Conflict, reason, remedy).about(key)
+    switch.add_port(spec).map_err(|e| not_on_switch(&e))
+}
+
+/// What the switch has to know of a port.
+fn policy(config: &PortConfig) -> Result<PortPolicy, Refused> {
+    Ok(PortPolicy {
+        mac: config.mac,
+        vlan: vlan(config)?,
+        storm: match config.storm_limit {
+            0 => StormLimit::UNLIMITED,
+            rate => StormLimit::per_second(rate),
+        },
+        ..PortPolicy::default()
     })
+}
+
+fn not_on_switch(e: &SwitchError) -> Refused {
+    let key = match e {
+        SwitchError::MacInUse { .. } | SwitchError::BadMac(_) => "mac",
+        _ => "name",
+    };
+    let remedy = match key {
+        "mac" => "give every port an address of its own",
+        _ => "choose another name, or another switch",
+    };
+    // Some of its words say what to do behind a semicolon; here it is said for all.
+    let words = e.to_string();
+    let (reason, _) = words.split_once(';').unwrap_or((&words, ""));
+    Refused::new(RefusedKind::Conflict, reason, remedy).about(key)
 }
 
 /// Runs an action unless it is kept: takes back what was made when a later step fails.
