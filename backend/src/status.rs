@@ -139,6 +139,9 @@ pub struct PortStatus {
 /// A port in the API: what was asked for and what it does.
 #[derive(Clone, Debug, Serialize)]
 pub struct Port {
+    /// The tag of its settings, for the head of an answer.
+    #[serde(skip)]
+    pub tag: String,
     /// Its settings, the socket with its whole path.
     #[serde(flatten)]
     pub config: PortConfig,

@@ -582,3 +582,75 @@ fn words_of_libraries_are_not_for_users() {
         );
     }
 }
+
+/// The entity tag in an answer's head.
+fn tag(answer: &programs::Answer) -> String {
+    let line = answer.head.lines().find_map(|l| l.strip_prefix("etag: "));
+    line.expect("no tag").to_owned()
+}
+
+#[test]
+fn a_change_of_what_was_changed_meanwhile_is_refused() {
+    let daemon = Daemon::start(&["--port", "line"]);
+    let path = "/api/v1/ports/web1";
+    let put = |condition: &str, body: &str| {
+        daemon.http_with("PUT", path, &format!("{condition}\r\n"), body)
+    };
+    assert_eq!(put("If-Match: *", "{}").status, 412);
+    let first = put("If-None-Match: *", r#"{"mtu": 1400}"#);
+    assert_eq!(first.status, 201);
+    assert_eq!(tag(&first), tag(&daemon.http("GET", path, "")));
+    let mine = format!("If-Match: \"0\", {}", tag(&first));
+    let second = put(&mine, r#"{"mtu": 1300}"#);
+    assert_eq!(second.status, 200);
+    assert_ne!(tag(&second), tag(&first));
+    for (method, body) in [("PUT", r#"{"mtu": 1200}"#), ("DELETE", "")] {
+        let stale = daemon.http_with(method, path, &format!("{mine}\r\n"), body);
+        assert_eq!(stale.status, 412, "{stale:?}");
+        assert_eq!(stale.json["field"], "name");
+        assert!(
+            stale.json["remedy"]
+                .as_str()
+                .unwrap()
+                .contains("read it again")
+        );
+    }
+    assert_eq!(daemon.http("GET", path, "").json["mtu"], 1300);
+    for wrong in ["If-None-Match: \"1\"", "If-None-Match: *\r\nIf-Match: *"] {
+        assert_eq!(put(wrong, "{}").status, 400, "{wrong}");
+    }
+    // The same settings again have the same tag.
+    assert_eq!(tag(&put("If-Match: *", r#"{"mtu": 1400}"#)), tag(&first));
+    let mine = format!("If-Match: {}\r\n", tag(&first));
+    assert_eq!(daemon.http_with("DELETE", path, &mine, "").status, 204);
+    assert_eq!(put("If-Match: *", "{}").status, 412);
+}
+
+#[test]
+fn writers_that_say_what_they_saw_lose_no_update() {
+    const WRITERS: u64 = 4;
+    const EACH: u64 = 50;
+    let daemon = Daemon::start(&[]);
+    let path = "/api/v1/ports/web1";
+    daemon.http("PUT", path, r#"{"storm_limit": 1}"#);
+    std::thread::scope(|scope| {
+        for _ in 0..WRITERS {
+            scope.spawn(|| {
+                let mut done = 0;
+                while done < EACH {
+                    let seen = daemon.http("GET", path, "");
+                    let limit = seen.json["storm_limit"].as_u64().unwrap() + 1;
+                    let condition = format!("If-Match: {}\r\n", tag(&seen));
+                    let body = format!(r#"{{"storm_limit": {limit}}}"#);
+                    match daemon.http_with("PUT", path, &condition, &body).status {
+                        200 => done += 1,
+                        412 => {}
+                        other => panic!("{other}"),
+                    }
+                }
+            });
+        }
+    });
+    let limit = &daemon.http("GET", path, "").json["storm_limit"];
+    assert_eq!(*limit, 1 + WRITERS * EACH);
+}

@@ -42,11 +42,6 @@ impl Problem {
             wrong: vec![Refused::new(RefusedKind::Invalid, reason, remedy)],
         }
     }
-
-    /// The same problem with another status.
-    pub(super) fn with_status(self, status: StatusCode) -> Self {
-        Self { status, ..self }
-    }
 }
 
 impl From<Vec<Refused>> for Problem {
@@ -55,6 +50,7 @@ impl From<Vec<Refused>> for Problem {
             Some(RefusedKind::Invalid) => StatusCode::BAD_REQUEST,
             Some(RefusedKind::Conflict) => StatusCode::CONFLICT,
             Some(RefusedKind::NotFound) => StatusCode::NOT_FOUND,
+            Some(RefusedKind::Stale) => StatusCode::PRECONDITION_FAILED,
             Some(RefusedKind::System) | None => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, wrong }

@@ -14,8 +14,8 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
-use crate::control::{Control, Put, RefusedKind, Removed};
-use crate::status::Ports;
+use crate::control::{Condition, Control, Put, Removed};
+use crate::status::{Port, Ports};
 
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 64 << 10;
@@ -63,7 +63,7 @@ async fn list(State(control): Shared) -> Answer {
 }
 
 async fn show(State(control): Shared, Path(name): Path<String>) -> Answer {
-    blocking(move || Ok(json(StatusCode::OK, &control.port(&name)?))).await
+    blocking(move || Ok(port(StatusCode::OK, &control.port(&name)?))).await
 }
 
 async fn put(
@@ -72,38 +72,22 @@ async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    // RFC 9110, 13.1.2: `*` asks that there be none yet.
-    let create_only = headers
-        .get(header::IF_NONE_MATCH)
-        .is_some_and(|value| value == "*");
+    let condition = condition(&headers)?;
     let settings = object(body).await?;
     blocking(move || {
-        let put = control
-            .put(&name, &settings, create_only)
-            .map_err(|wrong| {
-                let exists = wrong.iter().any(|refused| {
-                    refused.kind == RefusedKind::Conflict
-                        && refused.field.as_deref() == Some("name")
-                });
-                match Problem::from(wrong) {
-                    problem if create_only && exists => {
-                        problem.with_status(StatusCode::PRECONDITION_FAILED)
-                    }
-                    problem => problem,
-                }
-            })?;
-        let status = match put {
+        let status = match control.put(&name, &settings, &condition)? {
             Put::Created => StatusCode::CREATED,
             Put::Replaced => StatusCode::OK,
         };
-        Ok(json(status, &control.port(&name)?))
+        Ok(port(status, &control.port(&name)?))
     })
     .await
 }
 
-async fn remove(State(control): Shared, Path(name): Path<String>) -> Answer {
+async fn remove(State(control): Shared, Path(name): Path<String>, headers: HeaderMap) -> Answer {
+    let condition = condition(&headers)?;
     blocking(move || {
-        Ok(match control.remove(&name)? {
+        Ok(match control.remove(&name, &condition)? {
             Removed::ForGood => StatusCode::NO_CONTENT.into_response(),
             Removed::UntilRestart => {
                 let note = format!(
@@ -115,6 +99,35 @@ async fn remove(State(control): Shared, Path(name): Path<String>) -> Answer {
         })
     })
     .await
+}
+
+/// What the request depends on (RFC 9110, 13.1.1 and 13.1.2).
+fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
+    let bad = |what: &str| {
+        let remedy = "send If-Match with the ETag of a port or *, or If-None-Match: *";
+        Err(Problem::request(StatusCode::BAD_REQUEST, what, remedy))
+    };
+    match (
+        headers.get(header::IF_MATCH),
+        headers.get(header::IF_NONE_MATCH),
+    ) {
+        (None, None) => Ok(Condition::Always),
+        (None, Some(value)) if value == "*" => Ok(Condition::IsNew),
+        (Some(value), None) if value == "*" => Ok(Condition::Exists),
+        (Some(value), None) => {
+            let text = value.to_str().unwrap_or_default();
+            let tags = text.split(',').map(|tag| tag.trim().to_owned());
+            Ok(Condition::Is(tags.collect()))
+        }
+        (None, Some(_)) => bad("If-None-Match names tags, which is of no use here"),
+        (Some(_), Some(_)) => bad("If-Match and If-None-Match contradict each other"),
+    }
+}
+
+/// A port, with the tag of its settings for [`condition`].
+fn port(status: StatusCode, port: &Port) -> Response {
+    let tag = [(header::ETAG, port.tag.clone())];
+    (status, tag, Json(port)).into_response()
 }
 
 /// Runs a call that may block away from the thread that serves everybody.

@@ -14,6 +14,7 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -150,6 +151,15 @@ impl PortConfig {
         let value = |port: &Self| serde_json::to_value(port).ok();
         let inherited = |port: &Self| port.socket_fd.is_some();
         inherited(self) == inherited(other) && value(self) == value(other)
+    }
+
+    /// An entity tag (RFC 9110, 8.8.3) of the settings: the same for the same settings, and in all
+    /// likelihood another for others. Counters and state are no part of it.
+    pub fn tag(&self) -> String {
+        let settings = serde_json::to_string(self).unwrap_or_default();
+        let mut hasher = DefaultHasher::new();
+        settings.hash(&mut hasher);
+        format!("\"{:016x}\"", hasher.finish())
     }
 
     /// Whether they differ in nothing, or only in what the switch makes of the port's frames.

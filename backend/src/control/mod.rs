@@ -7,7 +7,7 @@ mod tests;
 use crate::config::PortConfig;
 use crate::status::{PortStatus, SwitchesStatus};
 
-pub use ports::{Control, Places, Put, Reloaded, Removed, Setup};
+pub use ports::{Condition, Control, Places, Put, Reloaded, Removed, Setup};
 
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum RefusedKind {
     Conflict,
     /// What it names does not exist.
     NotFound,
+    /// It is no longer, or not yet, what the request depends on.
+    Stale,
     /// The operating system said no.
     System,
 }

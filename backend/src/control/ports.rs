@@ -49,6 +49,44 @@ impl Places {
     }
 }
 
+/// What a change depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    Always,
+    /// There is no such port.
+    IsNew,
+    /// There is one, with whatever settings.
+    Exists,
+    /// There is one, with the settings of one of these tags: see [`PortConfig::tag`].
+    Is(Vec<String>),
+}
+
+impl Condition {
+    /// Whether a port with these settings, or none, meets it.
+    fn check(&self, name: &str, port: Option<&PortConfig>) -> Result<(), Refused> {
+        let stale = |reason: String, remedy: &str| {
+            Err(Refused::new(RefusedKind::Stale, reason, remedy).about("name"))
+        };
+        match (self, port) {
+            (Self::Always, _) | (Self::IsNew, None) | (Self::Exists, Some(_)) => Ok(()),
+            (Self::Is(tags), Some(port)) if tags.contains(&port.tag()) => Ok(()),
+            (Self::IsNew, Some(_)) => {
+                let reason = format!("there is a port {name} already");
+                stale(reason, "choose another name")
+            }
+            (Self::Is(_), Some(_)) => {
+                let reason = format!("port {name} has been changed meanwhile");
+                stale(reason, "read it again, and repeat the change")
+            }
+            (Self::Exists | Self::Is(_), None) => {
+                let reason = format!("there is no port {name}");
+                stale(reason, "see tandem port list")
+            }
+        }
+    }
+}
+
 /// What a successful [`Control::remove`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
@@ -174,26 +212,23 @@ impl Control {
         }
     }
 
-    /// Makes the port `name` with just these settings, in place of one of that name unless
-    /// `create_only`. Saved before this returns.
+    /// Makes the port `name` with just these settings, in place of one of that name. Saved before this
+    /// returns.
     ///
     /// # Errors
     /// All that is wrong with the settings, or why the port could not be made; then nothing changed.
-    /// A port that exists in spite of `create_only` is a `Conflict` about `name`.
+    /// `Stale` if the condition is not met.
     pub fn put(
         &self,
         name: &str,
         settings: &Map<String, Value>,
-        create_only: bool,
+        condition: &Condition,
     ) -> Result<Put, Vec<Refused>> {
         let mut overlay = self.change();
         let old = self.read().get(name).cloned();
-        let aside = self.read_aside().contains_key(name);
-        if (old.is_some() || aside) && create_only {
-            let reason = format!("there is a port {name} already");
-            let refused = Refused::new(RefusedKind::Conflict, reason, "choose another name");
-            return Err(vec![refused.about("name")]);
-        }
+        let aside = self.aside(name);
+        let port = old.as_ref().or(aside.as_ref());
+        condition.check(name, port).map_err(|stale| vec![stale])?;
         let (layer, new) = self.checked(name, settings)?;
         let what = self.whereabouts(&new);
         let mut next = overlay.clone();
@@ -201,7 +236,7 @@ impl Control {
         self.commit(&mut overlay, next, old.as_ref(), Some(new))
             .map_err(|refused| vec![refused])?;
         let (put, verb) = match old {
-            None if !aside => (Put::Created, "added"),
+            None if aside.is_none() => (Put::Created, "added"),
             _ => (Put::Replaced, "changed"),
         };
         log::info!("port {name}: {verb} over the API, {what}");
@@ -229,13 +264,17 @@ impl Control {
     /// Ends the port `name`; one of the configuration file stays away at later starts, too.
     ///
     /// # Errors
-    /// `NotFound`, or why it could not be saved; then nothing changed.
-    pub fn remove(&self, name: &str) -> Result<Removed, Refused> {
+    /// `NotFound`, `Stale` if the condition is not met, or why it could not be saved; then nothing
+    /// changed.
+    pub fn remove(&self, name: &str, condition: &Condition) -> Result<Removed, Refused> {
         let mut overlay = self.change();
         let old = self.read().get(name).cloned();
-        if old.is_none() && !self.read_aside().contains_key(name) {
+        let aside = self.aside(name);
+        let port = old.as_ref().or(aside.as_ref());
+        if port.is_none() {
             return Err(not_found(name));
         }
+        condition.check(name, port)?;
         let mut next = overlay.clone();
         next.remove(name);
         if self.read_places().file.contains(name) {
@@ -373,6 +412,7 @@ impl Control {
         let mut shown = config.clone();
         shown.socket = config.socket_path(&self.run_dir);
         Port {
+            tag: config.tag(),
             config: shown,
             origin: PORT_KEYS
                 .iter()
@@ -414,6 +454,11 @@ impl Control {
         &self,
     ) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, (PortConfig, Refused)>> {
         self.aside.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The settings of a port that was set aside.
+    fn aside(&self, name: &str) -> Option<PortConfig> {
+        self.read_aside().get(name).map(|(port, _)| port.clone())
     }
 
     fn write_aside(

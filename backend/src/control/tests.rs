@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 
-use super::{Control, Engine, Places, Put, Refused, RefusedKind, Reloaded, Removed, Setup};
+use super::{
+    Condition, Control, Engine, Places, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
+};
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
 use crate::status::{PortStatus, SwitchesStatus};
 use crate::store::Store;
@@ -167,7 +169,7 @@ fn a_port_is_made_changed_and_removed_and_each_is_saved() {
     let put = |mtu| {
         bench
             .control
-            .put("db1", &settings(json!({"mtu": mtu})), false)
+            .put("db1", &settings(json!({"mtu": mtu})), &Condition::Always)
             .unwrap()
     };
     assert_eq!(put(1400), Put::Created);
@@ -178,7 +180,7 @@ fn a_port_is_made_changed_and_removed_and_each_is_saved() {
         bench.engine.ports(),
         ports(&[("db1", 1300), ("web1", 2000)])
     );
-    bench.control.remove("db1").unwrap();
+    bench.control.remove("db1", &Condition::Always).unwrap();
     assert_eq!(saved(&bench), json!({}));
     assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
 }
@@ -189,7 +191,10 @@ fn settings_that_are_the_same_leave_the_port_alone() {
     bench.engine.calls();
     let same = settings(json!({"mtu": 2000, "vlan": null}));
     assert_eq!(
-        bench.control.put("web1", &same, false).unwrap(),
+        bench
+            .control
+            .put("web1", &same, &Condition::Always)
+            .unwrap(),
         Put::Replaced
     );
     assert_eq!(bench.engine.calls(), Vec::<String>::new());
@@ -201,9 +206,9 @@ fn create_only_does_not_touch_a_port_that_exists() {
     let bench = bench();
     let wrong = bench
         .control
-        .put("web1", &settings(json!({"mtu": 1400})), true)
+        .put("web1", &settings(json!({"mtu": 1400})), &Condition::IsNew)
         .unwrap_err();
-    assert_eq!(wrong[0].kind, RefusedKind::Conflict);
+    assert_eq!(wrong[0].kind, RefusedKind::Stale);
     assert_eq!(wrong[0].field.as_deref(), Some("name"));
     assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
 }
@@ -213,11 +218,11 @@ fn a_change_that_the_engine_refuses_leaves_the_old_port() {
     let bench = bench();
     bench
         .control
-        .put("web1", &settings(json!({"mtu": 666})), false)
+        .put("web1", &settings(json!({"mtu": 666})), &Condition::Always)
         .unwrap_err();
     bench
         .control
-        .put("db1", &settings(json!({"mtu": 666})), false)
+        .put("db1", &settings(json!({"mtu": 666})), &Condition::Always)
         .unwrap_err();
     assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
     assert_eq!(bench.control.port("web1").unwrap().config.mtu, 2000);
@@ -231,17 +236,26 @@ fn a_change_that_cannot_be_saved_is_taken_back() {
     fs::remove_dir(bench.dir.path().join("state")).unwrap();
     let wrong = bench
         .control
-        .put("web1", &settings(json!({"mtu": 1400})), false)
+        .put("web1", &settings(json!({"mtu": 1400})), &Condition::Always)
         .unwrap_err();
     assert_eq!(wrong[0].kind, RefusedKind::System);
-    bench.control.put("db1", &Map::new(), false).unwrap_err();
-    bench.control.remove("web1").unwrap_err();
+    bench
+        .control
+        .put("db1", &Map::new(), &Condition::Always)
+        .unwrap_err();
+    bench
+        .control
+        .remove("web1", &Condition::Always)
+        .unwrap_err();
     assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
     assert_eq!(bench.control.port("web1").unwrap().config.mtu, 2000);
 
     // What failed is not in a later save, either.
     fs::create_dir(bench.dir.path().join("state")).unwrap();
-    bench.control.put("new", &Map::new(), false).unwrap();
+    bench
+        .control
+        .put("new", &Map::new(), &Condition::Always)
+        .unwrap();
     assert_eq!(saved(&bench), json!({"new": {}}));
 }
 
@@ -251,14 +265,14 @@ fn a_port_lost_in_a_change_can_be_made_and_removed_again() {
     bench.engine.broken.lock().unwrap().insert("web1".into());
     bench
         .control
-        .put("web1", &settings(json!({"mtu": 1400})), false)
+        .put("web1", &settings(json!({"mtu": 1400})), &Condition::Always)
         .unwrap_err();
     assert_eq!(bench.engine.ports(), []);
     assert!(bench.control.port("web1").unwrap().running.reason.is_some());
     bench.engine.broken.lock().unwrap().clear();
     bench
         .control
-        .put("web1", &settings(json!({"mtu": 2000})), false)
+        .put("web1", &settings(json!({"mtu": 2000})), &Condition::Always)
         .unwrap();
     assert_eq!(bench.engine.ports(), ports(&[("web1", 2000)]));
 }
@@ -268,11 +282,11 @@ fn what_was_set_over_the_api_survives_a_restart() {
     let bench = bench();
     bench
         .control
-        .put("web1", &settings(json!({"vlan": 7})), false)
+        .put("web1", &settings(json!({"vlan": 7})), &Condition::Always)
         .unwrap();
     bench
         .control
-        .put("db1", &settings(json!({"mtu": 1400})), false)
+        .put("db1", &settings(json!({"mtu": 1400})), &Condition::Always)
         .unwrap();
     let bench = restarted(bench, &[]);
     assert_eq!(
@@ -280,8 +294,8 @@ fn what_was_set_over_the_api_survives_a_restart() {
         ports(&[("db1", 1400), ("web1", 1500)])
     );
     assert_eq!(bench.control.port("web1").unwrap().config.vlan, Some(7));
-    bench.control.remove("web1").unwrap();
-    bench.control.remove("db1").unwrap();
+    bench.control.remove("web1", &Condition::Always).unwrap();
+    bench.control.remove("db1", &Condition::Always).unwrap();
     assert_eq!(saved(&bench), json!({"web1": null}));
     let bench = restarted(bench, &[]);
     assert_eq!(bench.engine.ports(), []);
@@ -295,7 +309,7 @@ fn each_setting_says_where_it_came_from() {
     let bench = restarted(bench(), &["web1,vlan=5", "db1,mtu=1400"]);
     bench
         .control
-        .put("new", &settings(json!({"mtu": 1400})), false)
+        .put("new", &settings(json!({"mtu": 1400})), &Condition::Always)
         .unwrap();
     let origin = |name: &str, key: &str| {
         serde_json::to_value(bench.control.port(name).unwrap()).unwrap()["origin"][key].clone()
@@ -312,21 +326,27 @@ fn ports_that_contradict_others_are_refused() {
     let mac = json!({"mac": "52:54:00:00:00:01"});
     bench
         .control
-        .put("a", &settings(mac.clone()), false)
+        .put("a", &settings(mac.clone()), &Condition::Always)
         .unwrap();
     let wrong = bench
         .control
-        .put("b", &settings(mac.clone()), false)
+        .put("b", &settings(mac.clone()), &Condition::Always)
         .unwrap_err();
     assert_eq!(
         (wrong[0].kind, wrong[0].field.as_deref()),
         (RefusedKind::Conflict, Some("mac"))
     );
     let socket = settings(json!({"socket": "a.sock"}));
-    let wrong = bench.control.put("b", &socket, false).unwrap_err();
+    let wrong = bench
+        .control
+        .put("b", &socket, &Condition::Always)
+        .unwrap_err();
     assert_eq!(wrong[0].field.as_deref(), Some("socket"));
     // A port may keep what is its own.
-    bench.control.put("a", &settings(mac), false).unwrap();
+    bench
+        .control
+        .put("a", &settings(mac), &Condition::Always)
+        .unwrap();
     bench.control.stop();
     assert_eq!(bench.engine.ports(), []);
 }
@@ -336,7 +356,7 @@ fn a_port_is_after_a_restart_what_the_api_made_of_it() {
     let line = ["web1,trunk_vlans=1+2,mtu=1400"];
     let bench = restarted(bench(), &line);
     let put = settings(json!({"vlan": 7, "queue_pairs": 2}));
-    bench.control.put("web1", &put, false).unwrap();
+    bench.control.put("web1", &put, &Condition::Always).unwrap();
     let port = |bench: &Bench| {
         let mut port = serde_json::to_value(bench.control.port("web1").unwrap()).unwrap();
         assert_eq!(port["origin"]["vlan"], "api");
@@ -353,7 +373,12 @@ fn a_port_is_after_a_restart_what_the_api_made_of_it() {
 #[test]
 fn a_saved_port_that_cannot_be_made_stops_no_other() {
     let bench = bench();
-    let put = |name: &str, value| bench.control.put(name, &settings(value), false).unwrap();
+    let put = |name: &str, value| {
+        bench
+            .control
+            .put(name, &settings(value), &Condition::Always)
+            .unwrap()
+    };
     put("a", json!({"mac": "52:54:00:00:00:01"}));
     put("b", json!({"vlan": 3}));
     put("c", json!({"vlan": 3}));
@@ -383,15 +408,28 @@ fn a_saved_port_that_cannot_be_made_stops_no_other() {
     assert_eq!(bench.control.status().ports.total, 5);
 
     // It can be removed, or put right; until then it is in nobody's way but its own.
-    let taken = bench.control.put("c", &Map::new(), true).unwrap_err();
-    assert_eq!(taken[0].kind, RefusedKind::Conflict);
-    assert_eq!(bench.control.remove("b").unwrap(), Removed::ForGood);
+    let taken = bench
+        .control
+        .put("c", &Map::new(), &Condition::IsNew)
+        .unwrap_err();
+    assert_eq!(taken[0].kind, RefusedKind::Stale);
     assert_eq!(
-        bench.control.put("c", &Map::new(), false).unwrap(),
+        bench.control.remove("b", &Condition::Always).unwrap(),
+        Removed::ForGood
+    );
+    assert_eq!(
+        bench
+            .control
+            .put("c", &Map::new(), &Condition::Always)
+            .unwrap(),
         Put::Replaced
     );
     assert_eq!(
-        bench.control.remove("b").unwrap_err().kind,
+        bench
+            .control
+            .remove("b", &Condition::Always)
+            .unwrap_err()
+            .kind,
         RefusedKind::NotFound
     );
     let bench = restarted(bench, &[]);
@@ -402,8 +440,14 @@ fn a_saved_port_that_cannot_be_made_stops_no_other() {
 #[test]
 fn a_removed_port_of_the_command_line_is_said_to_come_back() {
     let bench = restarted(bench(), &["z"]);
-    assert_eq!(bench.control.remove("z").unwrap(), Removed::UntilRestart);
-    assert_eq!(bench.control.remove("web1").unwrap(), Removed::ForGood);
+    assert_eq!(
+        bench.control.remove("z", &Condition::Always).unwrap(),
+        Removed::UntilRestart
+    );
+    assert_eq!(
+        bench.control.remove("web1", &Condition::Always).unwrap(),
+        Removed::ForGood
+    );
     let bench = restarted(bench, &["z"]);
     assert_eq!(bench.engine.ports(), ports(&[("z", 1500)]));
 }
@@ -431,7 +475,7 @@ fn a_reload_touches_only_what_differs() {
     let bench = bench();
     bench
         .control
-        .put("db1", &settings(json!({"mtu": 1400})), false)
+        .put("db1", &settings(json!({"mtu": 1400})), &Condition::Always)
         .unwrap();
     let file = "[port.web1]\nmtu = 2000\nvlan = 7\n[port.new]\nmtu = 1600\n[port.other]\n";
     bench.engine.calls();
@@ -457,7 +501,10 @@ fn a_reload_touches_only_what_differs() {
     assert_eq!(bench.control.port("web1").unwrap().config.vlan, None);
     assert!(bench.control.port("new").is_err());
     // It is known where a port is named now.
-    assert_eq!(bench.control.remove("db1").unwrap(), Removed::ForGood);
+    assert_eq!(
+        bench.control.remove("db1", &Condition::Always).unwrap(),
+        Removed::ForGood
+    );
     assert_eq!(saved(&bench), json!({"db1": null}));
 }
 
@@ -494,7 +541,10 @@ fn a_reload_that_fails_changes_nothing() {
 fn a_reload_sets_aside_what_the_api_has_set_and_cannot_be_any_more() {
     let bench = bench();
     let mac = json!({"mac": "52:54:00:00:00:01"});
-    bench.control.put("db1", &settings(mac), false).unwrap();
+    bench
+        .control
+        .put("db1", &settings(mac), &Condition::Always)
+        .unwrap();
     let taken = "[port.web1]\nmtu = 2000\nmac = \"52:54:00:00:00:01\"\n";
     let reloaded = reload(&bench, taken).unwrap();
     assert_eq!((reloaded.changed, reloaded.removed), (1, 1));
