@@ -196,7 +196,7 @@ const WRONG: &[Wrong] = &[
         &["cannot be done"],
     ),
     (
-        "PATCH",
+        "POST",
         "/api/v1/ports/web1",
         "{}",
         405,
@@ -653,4 +653,74 @@ fn writers_that_say_what_they_saw_lose_no_update() {
     });
     let limit = &daemon.http("GET", path, "").json["storm_limit"];
     assert_eq!(*limit, 1 + WRITERS * EACH);
+}
+
+/// Each key as JSON, as `keys.rs` has them; those that contradict each other are in different ports.
+const EVERY_KEY: [&str; 3] = [
+    r#"{"vm": "v", "switch": "s2", "socket": "x.sock", "socket_permissions": "0600", "queue_pairs": 3,
+        "mtu": 9000, "feature_level": 1, "failover": true, "mac": "52:54:00:00:00:01", "vlan": 7,
+        "storm_limit": 5}"#,
+    r#"{"trunk_vlans": "1,5-9", "native_vlan": 5}"#,
+    r#"{"socket_role": "connect", "socket": "/nonexistent/x.sock"}"#,
+];
+
+#[test]
+fn a_patch_changes_what_it_names_and_nothing_else() {
+    let (_keep, file) = config("[switch.s2]\n");
+    let daemon = Daemon::start(&["--config", &file]);
+    let path = "/api/v1/ports/web1";
+    let shown = |answer: &programs::Answer| {
+        let mut port = answer.json.clone();
+        for volatile in ["state", "reason", "session", "counters", "queues"] {
+            port.as_object_mut().unwrap().remove(volatile);
+        }
+        port
+    };
+    for settings in EVERY_KEY {
+        let before = daemon.http("PUT", path, settings);
+        assert!(before.status < 300, "{before:?}");
+        let (limit, origin) = (&before.json["storm_limit"], &before.json["origin"]);
+        let mut expected = shown(&before);
+        let patched = daemon.http("PATCH", path, r#"{"storm_limit": 77}"#);
+        assert_eq!(patched.status, 200, "{patched:?}");
+        (expected["storm_limit"], expected["origin"]["storm_limit"]) = (json!(77), json!("api"));
+        assert_eq!(shown(&patched), expected);
+        let back = match origin["storm_limit"].as_str() {
+            Some("default") => json!({"storm_limit": null}),
+            _ => json!({"storm_limit": limit}),
+        };
+        let back = daemon.http("PATCH", path, &back.to_string());
+        assert_eq!(shown(&back), shown(&before));
+        assert_eq!(tag(&back), tag(&before));
+    }
+    // As with PUT: whole or not at all.
+    let before = daemon.http("GET", path, "");
+    for (body, field) in [
+        (r#"{"mtu": 9000, "vlan": 0}"#, "vlan"),
+        (r#"{"mtu": 9000, "mut": null}"#, "mut"),
+        (r#"{"switch": "s3"}"#, "switch"),
+    ] {
+        let wrong = daemon.http("PATCH", path, body);
+        assert!(
+            wrong.status >= 400 && wrong.json["field"] == field,
+            "{wrong:?}"
+        );
+        assert_eq!(tag(&daemon.http("GET", path, "")), tag(&before));
+    }
+    assert_eq!(daemon.http("PATCH", "/api/v1/ports/none", "{}").status, 404);
+    let stale = daemon.http_with("PATCH", path, "If-Match: \"1\"\r\n", r#"{"mtu": 9000}"#);
+    assert_eq!(stale.status, 412);
+}
+
+/// What file and command line say of a port becomes the API's word, too.
+#[test]
+fn a_patch_keeps_what_the_file_says() {
+    let (_keep, file) = config("[port.web1]\nmtu = 2000\nvlan = 7\n");
+    let args = ["--config", file.as_str()];
+    let daemon = Daemon::start(&args);
+    let path = "/api/v1/ports/web1";
+    assert_eq!(daemon.http("PATCH", path, r#"{"vlan": 8}"#).status, 200);
+    let daemon = Daemon::start_in(daemon.crash(), &args);
+    let port = daemon.http("GET", path, "").json;
+    assert_eq!((&port["mtu"], &port["vlan"]), (&json!(2000), &json!(8)));
 }

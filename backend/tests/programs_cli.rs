@@ -290,3 +290,44 @@ fn a_removed_port_of_the_command_line_is_said_to_come_back() {
     }
     assert!(!daemon.path("run/web1.sock").exists());
 }
+
+#[test]
+fn settings_are_changed_one_by_one() {
+    let daemon = Daemon::start(&["--port", "web1,mtu=2000,vlan=7"]);
+    let set = |words: &[&str]| daemon.tandem(&[&["port", "set", "web1"], words].concat());
+    let port = || -> Value {
+        let shown = daemon.tandem(&["port", "show", "web1", "--json"]);
+        serde_json::from_str(ok(&shown)).unwrap()
+    };
+    assert_eq!(
+        ok(&set(&["--vlan", "9", "--storm-limit", "5"])),
+        "port web1 changed\n"
+    );
+    let now = port();
+    assert_eq!(
+        (&now["mtu"], &now["vlan"], &now["storm_limit"]),
+        (&2000.into(), &9.into(), &5.into())
+    );
+    ok(&set(&[
+        "--default",
+        "vlan,storm-limit",
+        "--trunk-vlans",
+        "1,2",
+    ]));
+    let now = port();
+    assert_eq!(
+        (&now["mtu"], &now["vlan"], &now["storm_limit"]),
+        (&2000.into(), &Value::Null, &10_000.into())
+    );
+    assert_eq!(now["trunk_vlans"], "1-2");
+    refused(&set(&["--mtu", "1"]), 1, &["mtu"]);
+    refused(&set(&["--default", "mut"]), 1, &["mut", "mtu"]);
+    refused(&set(&[]), 2, &["nothing to set"]);
+    refused(&set(&["--mtu", "1500", "--default", "mtu"]), 2, &["mtu"]);
+    refused(
+        &daemon.tandem(&["port", "set", "no", "--mtu", "1500"]),
+        1,
+        &["no port no"],
+    );
+    assert_eq!(port(), now);
+}

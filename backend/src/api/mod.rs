@@ -4,10 +4,10 @@
 //! |---|---|
 //! | `/api/v1/status` | GET |
 //! | `/api/v1/ports` | GET |
-//! | `/api/v1/ports/NAME` | GET, PUT (create or replace), DELETE |
+//! | `/api/v1/ports/NAME` | GET, PUT (create or replace), PATCH (RFC 7396), DELETE |
 //!
-//! A port's answer has the tag of its settings (`ETag`). PUT and DELETE with `If-Match` and that tag
-//! are refused if somebody has changed the port meanwhile; PUT with `If-None-Match: *` creates only.
+//! A port's answer has the tag of its settings (`ETag`). Changes with `If-Match` and that tag are
+//! refused if somebody has changed the port meanwhile; PUT with `If-None-Match: *` creates only.
 //!
 //! Errors are problem details (RFC 9457). Requests are bounded in size and in time.
 

@@ -30,9 +30,12 @@ pub(super) fn router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/ports", get(list))
-        .route("/api/v1/ports/{name}", get(show).put(put).delete(remove))
+        .route(
+            "/api/v1/ports/{name}",
+            get(show).put(put).patch(patch).delete(remove),
+        )
         .method_not_allowed_fallback(async || {
-            let remedy = "use GET, or on one port GET, PUT or DELETE";
+            let remedy = "use GET, or on one port GET, PUT, PATCH or DELETE";
             Problem::request(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "this cannot be done here",
@@ -80,6 +83,21 @@ async fn put(
             Put::Replaced => StatusCode::OK,
         };
         Ok(port(status, &control.port(&name)?))
+    })
+    .await
+}
+
+async fn patch(
+    State(control): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let condition = condition(&headers)?;
+    let changes = object(body).await?;
+    blocking(move || {
+        control.patch(&name, &changes, &condition)?;
+        Ok(port(StatusCode::OK, &control.port(&name)?))
     })
     .await
 }

@@ -184,6 +184,16 @@ impl Session {
         )?)
     }
 
+    fn patch(&self, path: &str, body: &Value) -> Result<String, Failure> {
+        Ok(client::request(
+            &self.socket,
+            Method::PATCH,
+            path,
+            false,
+            Some(body),
+        )?)
+    }
+
     fn delete(&self, path: &str) -> Result<String, Failure> {
         Ok(client::request(
             &self.socket,

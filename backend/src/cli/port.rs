@@ -1,6 +1,6 @@
 //! `tandem port …`.
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Map, Value};
 
 use super::show;
@@ -30,6 +30,20 @@ pub(super) fn command() -> Command {
                 .about("Add a port; it survives a restart of the daemon")
                 .arg(name())
                 .args(PORT_KEYS.iter().map(flag)),
+        )
+        .subcommand(
+            Command::new("set")
+                .about("Change some settings of a port; they survive a restart of the daemon")
+                .arg(name())
+                .args(PORT_KEYS.iter().map(flag))
+                .arg(
+                    Arg::new("default")
+                        .long("default")
+                        .value_name("KEY[,KEY…]")
+                        .value_delimiter(',')
+                        .action(ArgAction::Append)
+                        .help("Give these keys their defaults"),
+                ),
         )
         .subcommand(
             Command::new("remove")
@@ -70,6 +84,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
             }
         }
         Some(("add", matches)) => add(matches),
+        Some(("set", matches)) => set(matches),
         Some(("remove", matches)) => {
             let name = name(matches)?;
             let session = Session::new(matches)?;
@@ -107,8 +122,8 @@ fn name(matches: &ArgMatches) -> Result<&str, Failure> {
     Ok(name)
 }
 
-fn add(matches: &ArgMatches) -> Result<String, Failure> {
-    let name = name(matches)?;
+/// What the flags of keys say.
+fn settings(matches: &ArgMatches) -> Result<Map<String, Value>, Failure> {
     let mut settings = Map::new();
     for key in PORT_KEYS {
         if let Some(text) = matches.get_one::<String>(key.name) {
@@ -117,6 +132,35 @@ fn add(matches: &ArgMatches) -> Result<String, Failure> {
             settings.insert(key.name.to_owned(), value);
         }
     }
+    Ok(settings)
+}
+
+fn set(matches: &ArgMatches) -> Result<String, Failure> {
+    let name = name(matches)?;
+    let mut changes = settings(matches)?;
+    for key in matches.get_many::<String>("default").unwrap_or_default() {
+        // As keys are written elsewhere, or as the flag is.
+        let key = key.replace('-', "_");
+        if changes.insert(key.clone(), Value::Null).is_some() {
+            let words = format!("{key} is given a value and its default; choose one");
+            return Err(Failure::Usage(words));
+        }
+    }
+    if changes.is_empty() {
+        let words = "there is nothing to set; see tandem port set --help".to_owned();
+        return Err(Failure::Usage(words));
+    }
+    let session = Session::new(matches)?;
+    let text = session.patch(&path(name), &Value::Object(changes))?;
+    if session.json {
+        return Ok(text + "\n");
+    }
+    Ok(format!("port {name} changed\n"))
+}
+
+fn add(matches: &ArgMatches) -> Result<String, Failure> {
+    let name = name(matches)?;
+    let settings = settings(matches)?;
     let session = Session::new(matches)?;
     let text = session.create(&path(name), &Value::Object(settings))?;
     if session.json {

@@ -87,8 +87,9 @@ impl Layer {
     ) -> Result<Self, Vec<Problem>> {
         let mut layer = Self::empty(name, origin, place.to_owned())?;
         let mut problems = Vec::new();
-        for (key, value) in object.iter().filter(|(_, value)| !value.is_null()) {
+        for (key, value) in object {
             match keys::find(PORT_KEYS, key) {
+                Ok(_) if value.is_null() => {}
                 Ok(key) => layer.push(key, value.clone(), place.to_owned()),
                 Err(bad) => problems.push(bad.at(place, Some(key))),
             }

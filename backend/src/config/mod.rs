@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 
@@ -151,6 +152,15 @@ impl PortConfig {
         let value = |port: &Self| serde_json::to_value(port).ok();
         let inherited = |port: &Self| port.socket_fd.is_some();
         inherited(self) == inherited(other) && value(self) == value(other)
+    }
+
+    /// The settings that somebody set, as the API takes them.
+    pub(crate) fn settings(&self) -> Map<String, Value> {
+        let all = serde_json::to_value(self).unwrap_or_default();
+        self.origin
+            .keys()
+            .map(|key| ((*key).to_owned(), all[*key].clone()))
+            .collect()
     }
 
     /// An entity tag (RFC 9110, 8.8.3) of the settings: the same for the same settings, and in all

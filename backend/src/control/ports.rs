@@ -224,7 +224,38 @@ impl Control {
         settings: &Map<String, Value>,
         condition: &Condition,
     ) -> Result<Put, Vec<Refused>> {
+        self.set(&mut self.change(), name, settings, condition)
+    }
+
+    /// Changes some settings of the port `name` (JSON Merge Patch, RFC 7396): those given, to the
+    /// default where they are null. The others stay what they are, wherever they came from. Saved
+    /// before this returns.
+    ///
+    /// # Errors
+    /// `NotFound`, or as for [`Control::put`].
+    pub fn patch(
+        &self,
+        name: &str,
+        changes: &Map<String, Value>,
+        condition: &Condition,
+    ) -> Result<(), Vec<Refused>> {
         let mut overlay = self.change();
+        let port = self.read().get(name).cloned();
+        let Some(port) = port.or_else(|| self.aside(name)) else {
+            return Err(vec![not_found(name)]);
+        };
+        let mut settings = port.settings();
+        settings.extend(changes.clone());
+        self.set(&mut overlay, name, &settings, condition).map(drop)
+    }
+
+    fn set(
+        &self,
+        overlay: &mut Overlay,
+        name: &str,
+        settings: &Map<String, Value>,
+        condition: &Condition,
+    ) -> Result<Put, Vec<Refused>> {
         let old = self.read().get(name).cloned();
         let aside = self.aside(name);
         let port = old.as_ref().or(aside.as_ref());
@@ -233,7 +264,7 @@ impl Control {
         let what = self.whereabouts(&new);
         let mut next = overlay.clone();
         next.insert(name.to_owned(), Some(layer));
-        self.commit(&mut overlay, next, old.as_ref(), Some(new))
+        self.commit(overlay, next, old.as_ref(), Some(new))
             .map_err(|refused| vec![refused])?;
         let (put, verb) = match old {
             None if aside.is_none() => (Put::Created, "added"),
