@@ -10,6 +10,7 @@ pub mod cpus;
 pub mod daemon;
 pub mod engine;
 mod host;
+pub mod metrics;
 pub mod port;
 pub mod spread;
 pub mod status;

@@ -5,6 +5,7 @@
 //! | `/api/v1/status` | GET |
 //! | `/api/v1/ports` | GET |
 //! | `/api/v1/ports/NAME` | GET, PUT (create or replace), PATCH (RFC 7396), DELETE |
+//! | `/metrics` | GET, for Prometheus |
 //!
 //! A port's answer has the tag of its settings (`ETag`). Changes with `If-Match` and that tag are
 //! refused if somebody has changed the port meanwhile; PUT with `If-None-Match: *` creates only.
@@ -20,12 +21,14 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::UnixListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use socket::ApiSocket;
 
@@ -50,42 +53,83 @@ pub fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// Serves the API on a thread `api` until `stop` is there.
+/// Serves the API on a thread `api` until `stop` is there; on `metrics`, if there is one, the metrics
+/// only.
 ///
 /// # Errors
 /// The operating system's.
 pub fn start(
     runtime: Runtime,
     socket: ApiSocket,
+    metrics: Option<std::net::TcpListener>,
     control: Arc<Control>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let listener = {
+    let (listener, metrics) = {
         let _context = runtime.enter();
-        UnixListener::from_std(socket.listener()?)?
+        let metrics = metrics.map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
+        (
+            UnixListener::from_std(socket.listener()?)?,
+            metrics.transpose()?,
+        )
     };
     Builder::new().name("api".into()).spawn(move || {
-        runtime.block_on(serve(listener, control, stop));
+        runtime.block_on(serve(listener, metrics, control, stop));
         // A call that is still in the engine may take its time; it is not waited for.
         runtime.shutdown_timeout(GRACE);
         drop(socket);
     })
 }
 
-async fn serve(listener: UnixListener, control: Arc<Control>, stop: impl Future<Output = ()>) {
-    let service = TowerToHyperService::new(routes::router(control));
+async fn serve(
+    listener: UnixListener,
+    metrics: Option<TcpListener>,
+    control: Arc<Control>,
+    stop: impl Future<Output = ()>,
+) {
+    let (go_on, stopped) = watch::channel(());
+    let api = routes::router(Arc::clone(&control));
+    let api = accept_all(
+        async || listener.accept().await.map(|(stream, _)| stream),
+        api,
+        stopped.clone(),
+    );
+    let metrics = async {
+        if let Some(listener) = metrics {
+            let accept = async || listener.accept().await.map(|(stream, _)| stream);
+            accept_all(accept, routes::metrics_only(control), stopped).await;
+        }
+    };
+    let stop = async {
+        stop.await;
+        drop(go_on);
+    };
+    tokio::join!(api, metrics, stop);
+}
+
+/// Serves connections until the other end of `stopped` is gone, then lets them finish.
+async fn accept_all<S>(
+    accept: impl AsyncFn() -> io::Result<S>,
+    router: Router,
+    mut stopped: watch::Receiver<()>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router);
     let connections = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    tokio::pin!(stop);
     loop {
         let accepted = async {
             let slot = slots.clone().acquire_owned().await;
-            (slot, listener.accept().await)
+            (slot, accept().await)
         };
         let (slot, stream) = tokio::select! {
-            () = &mut stop => break,
+            _ = stopped.changed() => break,
             (slot, accepted) = accepted => match accepted {
-                Ok((stream, _)) => (slot, stream),
+                Ok(stream) => (slot, stream),
                 Err(error) => {
                     // Out of descriptors, most likely: others have to close some first.
                     log::warn!("api: cannot accept: {error}");

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::problem::Problem;
 use crate::control::{Condition, Control, Put, Removed};
+use crate::metrics;
 use crate::status::{Port, Ports};
 
 /// Bytes of a request's body.
@@ -34,6 +35,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
             "/api/v1/ports/{name}",
             get(show).put(put).patch(patch).delete(remove),
         )
+        .route("/metrics", get(metrics))
         .method_not_allowed_fallback(async || {
             let remedy = "use GET, or on one port GET, PUT, PATCH or DELETE";
             Problem::request(
@@ -47,6 +49,25 @@ pub(super) fn router(control: Arc<Control>) -> Router {
             Problem::request(StatusCode::NOT_FOUND, "there is no such path", remedy)
         })
         .with_state(control)
+}
+
+/// The metrics without the rest, for an address that others reach.
+pub(super) fn metrics_only(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .with_state(control)
+}
+
+async fn metrics(State(control): Shared) -> Answer {
+    blocking(move || {
+        let page = metrics::Page {
+            status: control.status(),
+            ports: control.ports(),
+        };
+        let kind = [(header::CONTENT_TYPE, metrics::TYPE)];
+        Ok((kind, page.text()).into_response())
+    })
+    .await
 }
 
 async fn status(State(control): Shared) -> Answer {

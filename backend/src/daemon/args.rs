@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -31,6 +32,9 @@ pub struct Args {
     /// CPUs that carry frames, such as 2-7,9 [default: all that the process may use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
+    /// Serve the metrics, and nothing else, on this address too, such as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Check the configuration, and what was set over the API, print all that is wrong, and exit; TAP
     /// devices and sockets are not opened
     #[arg(long)]

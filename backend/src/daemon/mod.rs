@@ -6,6 +6,7 @@ mod dirs;
 mod notify;
 mod program;
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,6 +53,8 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let (config, places) = sources.build(&overlay, &run_dir)?;
     let cpus = data_cpus(args).map_err(one)?;
     let socket = ApiSocket::open(&run_dir).map_err(one)?;
+    let metrics = args.metrics_listen.map(metrics_listener).transpose();
+    let metrics = metrics.map_err(one)?;
     let options = EngineOptions {
         run_dir: run_dir.clone(),
         cpus,
@@ -79,14 +82,14 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         run_dir: again,
         control: Arc::clone(&control),
     };
-    serve(runtime, signals, socket, control, again).map_err(one)
+    serve(runtime, signals, (socket, metrics), control, again).map_err(one)
 }
 
 /// The running daemon, between ready and stopped.
 fn serve(
     runtime: Runtime,
     signals: Signals,
-    socket: ApiSocket,
+    (socket, metrics): (ApiSocket, Option<TcpListener>),
     control: Arc<Control>,
     reload: Reload,
 ) -> Result<(), Refused> {
@@ -95,7 +98,7 @@ fn serve(
         signals.stop(&Arc::new(reload)).await;
         notify::send("STOPPING=1");
     };
-    let api = match api::start(runtime, socket, Arc::clone(&control), stop) {
+    let api = match api::start(runtime, socket, metrics, Arc::clone(&control), stop) {
         Ok(api) => api,
         Err(error) => {
             control.stop();
@@ -213,6 +216,19 @@ fn with_program(
             refused,
         })
         .collect())
+}
+
+/// Where the metrics are served beside the API's socket.
+fn metrics_listener(address: SocketAddr) -> Result<TcpListener, Refused> {
+    let refused = |error: std::io::Error| {
+        let reason = format!("{address}: {error}");
+        let remedy = "choose an address of this host and a port that is free";
+        Refused::new(RefusedKind::System, reason, remedy).about("--metrics-listen")
+    };
+    let listener = TcpListener::bind(address).map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    log::info!("metrics on http://{address}/metrics");
+    Ok(listener)
 }
 
 /// The CPUs of the data path: those asked for, or all that the process may use.
