@@ -21,7 +21,7 @@ use crate::bell;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
 use crate::port::{GuestPort, lock};
-use crate::status::{PortStatus, SwitchStatus, SwitchesStatus};
+use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, VmUsage};
 use crate::vhost::Endpoint;
 use crate::worker::Workers;
 
@@ -243,6 +243,17 @@ impl Engine for Running {
 
     fn port(&self, name: &str) -> Option<PortStatus> {
         lock(&self.core.ports).get(name).map(report::port)
+    }
+
+    fn vms(&self) -> Vec<VmUsage> {
+        let usage = self.core.workers.usage().into_iter();
+        usage
+            .map(|(name, (threads, time))| VmUsage {
+                name,
+                threads: threads as u32,
+                cpu_seconds: time.as_secs_f64(),
+            })
+            .collect()
     }
 
     fn status(&self) -> SwitchesStatus {

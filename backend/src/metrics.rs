@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::status::{DirectionCounters, Port, PortState, QueueStatus, Status, SwitchStatus};
+use crate::status::{DirectionCounters, Port, PortState, QueueStatus, Status, SwitchStatus, Vm};
 
 /// The type of [`Page::text`].
 pub const TYPE: &str = CONTENT_TYPE;
@@ -23,6 +23,8 @@ pub struct Page {
     pub status: Status,
     /// The ports.
     pub ports: Vec<Port>,
+    /// The VMs.
+    pub vms: Vec<Vm>,
 }
 
 impl Page {
@@ -93,6 +95,7 @@ impl Collector for Page {
             uptime,
         )?;
         self.switches(&mut out)?;
+        self.vms(&mut out)?;
         self.ports(&mut out)?;
         self.queues(&mut out)
     }
@@ -158,6 +161,25 @@ impl Page {
         ];
         for (name, help, of) in counters {
             out.counter(&format!("tandem_switch_{name}"), help, rows(of))?;
+        }
+        Ok(())
+    }
+
+    fn vms(&self, out: &mut Family<'_>) -> Result<(), Error> {
+        let name = |vm: &'_ Vm| [("vm", vm.usage.name.clone())];
+        let threads = self
+            .vms
+            .iter()
+            .map(|vm| (name(vm), vm.usage.threads.into()));
+        out.gauge("tandem_vm_threads", "Threads that serve the VM", threads)?;
+        let help = "CPU time that they have had";
+        let kind = MetricType::Counter;
+        let mut metric =
+            (out.encoder).encode_descriptor("tandem_vm_cpu_seconds", help, None, kind)?;
+        for vm in &self.vms {
+            let labels = name(vm);
+            let mut row = metric.encode_family(&labels)?;
+            row.encode_counter::<[(&str, &str); 0], _, u64>(&vm.usage.cpu_seconds, None)?;
         }
         Ok(())
     }

@@ -39,6 +39,13 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+impl Traffic {
+    pub(crate) fn add(&mut self, direction: &DirectionCounters) {
+        self.frames += direction.frames;
+        self.bytes += direction.bytes;
+    }
+}
+
 /// One direction of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectionCounters {
@@ -150,6 +157,42 @@ pub struct Port {
     /// What it does.
     #[serde(flatten)]
     pub running: PortStatus,
+}
+
+/// What the threads of one VM have used, as the engine knows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VmUsage {
+    /// The VM's name.
+    pub name: String,
+    /// Threads that serve it.
+    pub threads: u32,
+    /// CPU time they have had since they were started, with the first of the VM's ports.
+    pub cpu_seconds: f64,
+}
+
+/// A VM in the API: the ports that name it, taken together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its threads.
+    #[serde(flatten)]
+    pub usage: VmUsage,
+    /// Its ports, by name.
+    pub ports: Vec<String>,
+    /// Of those, how many are up.
+    pub ports_up: u32,
+    /// What it sent.
+    pub from_vm: Traffic,
+    /// What it was sent.
+    pub to_vm: Traffic,
+    /// Frames from it or to it that were dropped.
+    pub drops: u64,
+}
+
+/// The answer to a list of VMs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Vms {
+    /// By name.
+    pub vms: Vec<Vm>,
 }
 
 /// The answer to a list of ports.

@@ -357,6 +357,14 @@ pub(crate) fn add_up_time() {
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
 }
 
+/// The CPU time that a thread of this process has had (proc_pid_schedstat(5)); none if it has ended.
+pub(crate) fn cpu_time(thread: i32) -> Duration {
+    let path = format!("/proc/self/task/{thread}/schedstat");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let nanos = text.split(' ').next().and_then(|word| word.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
 /// A mapped dirty log.
 struct LogMap {
     /// Ends before the mapping does: fields drop in order.

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,8 @@ struct Shared {
     stop: AtomicBool,
     answers: Answers,
     pairs: Mutex<Vec<PairRef>>,
+    /// The thread's number, once it runs.
+    thread: OnceLock<i32>,
 }
 
 /// Wakes the thread up before its VM kicks.
@@ -216,18 +218,26 @@ impl Worker {
             stop: AtomicBool::new(false),
             answers: Answers::default(),
             pairs: Mutex::default(),
+            thread: OnceLock::new(),
         });
         let mine = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if let Err(e) = crate::cpus::pin(&cpus) {
                 warn!("the thread's CPUs cannot be set: {e}");
             }
+            let _ = (mine.thread).set(rustix::thread::gettid().as_raw_nonzero().get());
             run(&mine);
         })?;
         Ok(Self {
             shared,
             thread: Some(thread),
         })
+    }
+
+    /// The CPU time that the thread has had.
+    fn cpu_time(&self) -> Duration {
+        let thread = self.shared.thread.get();
+        thread.map_or(Duration::ZERO, |thread| sys::cpu_time(*thread))
     }
 
     fn assign(&self, pairs: Vec<PairRef>) {
@@ -420,6 +430,18 @@ impl Workers {
             }
         }
         result
+    }
+
+    /// The threads of each VM, and the CPU time they have had.
+    pub(crate) fn usage(&self) -> BTreeMap<String, (usize, Duration)> {
+        let vms = lock(&self.vms);
+        let usage = |vm: &Vm| {
+            let time = vm.workers.iter().map(Worker::cpu_time).sum();
+            (vm.workers.len(), time)
+        };
+        vms.iter()
+            .map(|(name, vm)| (name.clone(), usage(vm)))
+            .collect()
     }
 
     /// Stops serving a port's pairs; the VM's threads end with its last port.

@@ -331,3 +331,43 @@ fn settings_are_changed_one_by_one() {
     );
     assert_eq!(port(), now);
 }
+
+#[test]
+fn vms_are_their_ports_taken_together() {
+    let daemon = Daemon::start(&[
+        "--port",
+        "a,vm=web",
+        "--port",
+        "b,vm=web,queue_pairs=2",
+        "--port",
+        "db",
+    ]);
+    let list = daemon.tandem(&["vm", "list"]);
+    let rows: Vec<Vec<&str>> = ok(&list)
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0][..4], ["VM", "PORTS", "UP", "THREADS"]);
+    assert_eq!(
+        (rows[1][..3].to_vec(), rows[2][..3].to_vec()),
+        (vec!["db", "1", "0"], vec!["web", "2", "0"])
+    );
+    assert!(ok(&list).lines().all(|line| line.len() <= 80));
+    let shown = daemon.tandem(&["vm", "show", "web"]);
+    assert!(ok(&shown).contains("a b (0 up)"), "{}", shown.out);
+    let json = daemon.tandem(&["vm", "show", "web", "--json"]);
+    let vm: Value = serde_json::from_str(ok(&json)).unwrap();
+    assert_eq!((&vm["name"], &vm["ports"][1]), (&"web".into(), &"b".into()));
+    assert!(vm["threads"].as_u64().unwrap() >= 1 && vm["cpu_seconds"].as_f64().unwrap() >= 0.0);
+    refused(
+        &daemon.tandem(&["vm", "show", "none"]),
+        1,
+        &["no VM none", "vm list"],
+    );
+    refused(&daemon.tandem(&["vm", "show", "a/b"]), 2, &[]);
+    // A VM is gone with its last port.
+    for port in ["a", "b", "db"] {
+        ok(&daemon.tandem(&["port", "remove", port]));
+    }
+    assert!(ok(&daemon.tandem(&["vm", "ls"])).starts_with("no VMs; "));
+}

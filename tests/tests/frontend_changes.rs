@@ -103,3 +103,29 @@ fn ports_that_are_not_changed_lose_nothing() -> Result<()> {
     }
     Ok(())
 }
+
+/// Who sends pays: the CPU time of a VM's threads is its own.
+#[test]
+fn a_vm_is_charged_for_what_it_sends() -> Result<()> {
+    let rig = Rig::new(&["a,vm=busy", "b,vm=quiet"])?;
+    let (mut a, mut b) = (
+        rig.nic("a", &Config::default())?,
+        rig.nic("b", &Config::default())?,
+    );
+    b.send_plain(&numbered(mac(2), BROADCAST, 0));
+    a.recv();
+    let spent = |vm: &str| -> Result<f64> {
+        let vm = rig.get(&format!("vms/{vm}"))?;
+        assert!(vm["threads"].as_u64() >= Some(1), "{vm}");
+        Ok(vm["cpu_seconds"].as_f64().unwrap_or(-1.0))
+    };
+    let (busy, quiet) = (spent("busy")?, spent("quiet")?);
+    for number in 1..=3000 {
+        a.send_plain(&numbered(mac(1), mac(2), number));
+        b.recv();
+    }
+    let (busy, quiet) = (spent("busy")? - busy, spent("quiet")? - quiet);
+    ensure!(busy > 0.0 && busy > quiet, "busy {busy} s, quiet {quiet} s");
+    assert_eq!(rig.get("vms/busy")?["from_vm"]["frames"], 3000);
+    Ok(())
+}

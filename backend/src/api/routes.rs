@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::problem::Problem;
 use crate::control::{Condition, Control, Put, Removed};
 use crate::metrics;
-use crate::status::{Port, Ports};
+use crate::status::{Port, Ports, Vms};
 
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 64 << 10;
@@ -35,6 +35,8 @@ pub(super) fn router(control: Arc<Control>) -> Router {
             "/api/v1/ports/{name}",
             get(show).put(put).patch(patch).delete(remove),
         )
+        .route("/api/v1/vms", get(vms))
+        .route("/api/v1/vms/{name}", get(vm))
         .route("/metrics", get(metrics))
         .method_not_allowed_fallback(async || {
             let remedy = "use GET, or on one port GET, PUT, PATCH or DELETE";
@@ -45,7 +47,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
             )
         })
         .fallback(async || {
-            let remedy = "use /api/v1/status, /api/v1/ports or /api/v1/ports/NAME";
+            let remedy = "use /api/v1/status, /api/v1/ports, /api/v1/vms, or one of them: /api/v1/ports/NAME";
             Problem::request(StatusCode::NOT_FOUND, "there is no such path", remedy)
         })
         .with_state(control)
@@ -63,6 +65,7 @@ async fn metrics(State(control): Shared) -> Answer {
         let page = metrics::Page {
             status: control.status(),
             ports: control.ports(),
+            vms: control.vms(),
         };
         let kind = [(header::CONTENT_TYPE, metrics::TYPE)];
         Ok((kind, page.text()).into_response())
@@ -84,6 +87,14 @@ async fn list(State(control): Shared) -> Answer {
         ))
     })
     .await
+}
+
+async fn vms(State(control): Shared) -> Answer {
+    blocking(move || Ok(json(StatusCode::OK, &Vms { vms: control.vms() }))).await
+}
+
+async fn vm(State(control): Shared, Path(name): Path<String>) -> Answer {
+    blocking(move || Ok(json(StatusCode::OK, &control.vm(&name)?))).await
 }
 
 async fn show(State(control): Shared, Path(name): Path<String>) -> Answer {

@@ -4,6 +4,7 @@ mod port;
 mod show;
 mod status;
 mod text;
+mod vm;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -131,12 +132,14 @@ fn command() -> Command {
                 .help("Print the API's own objects"),
         )
         .subcommand(port::command())
+        .subcommand(vm::command())
         .subcommand(status::command())
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
     match matches.subcommand() {
         Some(("port", matches)) => port::run(matches),
+        Some(("vm", matches)) => vm::run(matches),
         Some(("status", matches)) => status::run(matches),
         _ => Err(Failure::Usage(
             "a command is missing; see tandem --help".to_owned(),

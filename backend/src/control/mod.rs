@@ -5,7 +5,7 @@ mod ports;
 mod tests;
 
 use crate::config::PortConfig;
-use crate::status::{PortStatus, SwitchesStatus};
+use crate::status::{PortStatus, SwitchesStatus, VmUsage};
 
 pub use ports::{Condition, Control, Places, Put, Reloaded, Removed, Setup};
 
@@ -87,6 +87,9 @@ pub trait Engine: Send + Sync {
 
     /// One port.
     fn port(&self, name: &str) -> Option<PortStatus>;
+
+    /// What each VM's threads have used, by VM.
+    fn vms(&self) -> Vec<VmUsage>;
 
     /// The switches and what they run on.
     fn status(&self) -> SwitchesStatus;

@@ -11,7 +11,7 @@ use super::{Engine, Refused, RefusedKind};
 use crate::config::{
     Config, Layer, Origin, Overlay, PORT_KEYS, PortConfig, SwitchConfig, build_port,
 };
-use crate::status::{Port, PortState, PortStatus, PortsTotal, Status};
+use crate::status::{Port, PortState, PortStatus, PortsTotal, Status, Vm};
 use crate::store::Store;
 
 mod reload;
@@ -354,6 +354,43 @@ impl Control {
             .cloned()
             .ok_or_else(|| not_found(name))?;
         Ok(self.port_of(&config, self.engine.port(name)))
+    }
+
+    /// All VMs, by name.
+    pub fn vms(&self) -> Vec<Vm> {
+        let mut vms: BTreeMap<String, Vm> = BTreeMap::new();
+        for port in self.ports() {
+            let vm = vms.entry(port.config.vm).or_default();
+            let counters = &port.running.counters;
+            vm.from_vm.add(&counters.from_vm);
+            vm.to_vm.add(&counters.to_vm);
+            let drops = [&counters.from_vm, &counters.to_vm].map(|d| d.drops.values().sum::<u64>());
+            vm.drops += drops.iter().sum::<u64>();
+            vm.ports_up += u32::from(port.running.state == PortState::Up);
+            vm.ports.push(port.config.name);
+        }
+        for usage in self.engine.vms() {
+            if let Some(vm) = vms.get_mut(&usage.name) {
+                vm.usage = usage;
+            }
+        }
+        let named = vms.into_iter().map(|(name, mut vm)| {
+            vm.usage.name = name;
+            vm
+        });
+        named.collect()
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn vm(&self, name: &str) -> Result<Vm, Refused> {
+        let vm = self.vms().into_iter().find(|vm| vm.usage.name == name);
+        vm.ok_or_else(|| {
+            let reason = format!("there is no VM {name}: no port names it");
+            Refused::new(RefusedKind::NotFound, reason, "see tandem vm list").about("name")
+        })
     }
 
     /// The whole.

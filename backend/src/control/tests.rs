@@ -10,7 +10,7 @@ use super::{
     Condition, Control, Engine, Places, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
 };
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
-use crate::status::{PortStatus, SwitchesStatus};
+use crate::status::{PortStatus, SwitchesStatus, VmUsage};
 use crate::store::Store;
 
 /// Records what it is told. It cannot make a port with an MTU of 666, nor one in `broken`.
@@ -82,6 +82,10 @@ impl Engine for Fake {
         Engine::ports(self)
             .into_iter()
             .find(|port| port.name == name)
+    }
+
+    fn vms(&self) -> Vec<VmUsage> {
+        Vec::new()
     }
 
     fn status(&self) -> SwitchesStatus {
