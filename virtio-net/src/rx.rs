@@ -166,17 +166,6 @@ impl RxQueue {
         self.populated
     }
 
-    /// Says that some frames are about to come, so that what the ring needs for them is on its way
-    /// meanwhile.
-    #[inline]
-    pub fn expect(&self, frames: usize) {
-        match &self.state.ring {
-            Some(Ring::Split(r)) => r.expect(frames as u16),
-            Some(Ring::Packed(r)) => r.expect(frames as u16),
-            None => {}
-        }
-    }
-
     /// Copies the given frames of `batch` into the guest's buffers, in order, and publishes them
     /// at once. Frames there is no room for are dropped and counted.
     pub fn fill(

@@ -278,31 +278,24 @@ impl GuestPort {
 
     fn deliver_spread(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch, active: u32) {
         let mut choice = [0u8; BURST];
-        let mut count = [0u8; MAX_QUEUE_PAIRS as usize];
+        let mut wanted = 0u32;
         for (slot, i) in choice.iter_mut().zip(frames) {
             let pair = self.pair_for(batch, *i, active);
             *slot = pair as u8;
-            count[pair as usize] += 1;
-        }
-        // Sorted by pair, and for each in order.
-        let mut at = [0u8; MAX_QUEUE_PAIRS as usize];
-        let mut end = 0;
-        for pair in bits(active) {
-            at[pair] = end;
-            end += count[pair];
+            wanted |= 1 << pair;
         }
         let mut list = [0u8; BURST];
-        for (pair, i) in choice.iter().map(|pair| usize::from(*pair)).zip(frames) {
-            list[usize::from(at[pair])] = *i;
-            at[pair] += 1;
-        }
-        let mut rest = &list[..frames.len()];
-        for pair in bits(active) {
-            let (mine, others) = rest.split_at(usize::from(count[pair]));
-            rest = others;
-            if !mine.is_empty() {
-                self.fill(pair as u32, batch, mine, scratch);
+        while wanted != 0 {
+            let pair = wanted.trailing_zeros();
+            wanted &= wanted - 1;
+            let mut n = 0;
+            for (slot, i) in choice.iter().zip(frames) {
+                if u32::from(*slot) == pair {
+                    list[n] = *i;
+                    n += 1;
+                }
             }
+            self.fill(pair, batch, &list[..n], scratch);
         }
     }
 
@@ -345,24 +338,8 @@ impl Outlet for GuestPort {
         }
     }
 
-    fn expect(&self, frames: usize) {
-        let active = self.active.load(Ordering::Relaxed);
-        let each = frames.div_ceil(active.count_ones().max(1) as usize);
-        bits(active).for_each(|pair| self.pairs[pair].expect(each));
-    }
-
     fn ready(&self) -> bool {
         // In this order: a pair that gets its first buffers goes from one to the other.
         (self.unpopulated.load(Ordering::Acquire) | self.active.load(Ordering::Relaxed)) != 0
     }
-}
-
-/// The pairs of a set.
-#[inline]
-fn bits(mut set: u32) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let pair = (set != 0).then(|| set.trailing_zeros() as usize)?;
-        set &= set - 1;
-        Some(pair)
-    })
 }

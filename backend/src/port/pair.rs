@@ -134,14 +134,6 @@ impl Pair {
         *wake = new;
     }
 
-    /// Some frames are about to come. Whoever has the lock has the ring's memory, too.
-    #[inline]
-    pub(super) fn expect(&self, frames: usize) {
-        if let Ok(rx) = self.rx.try_lock() {
-            rx.expect(frames);
-        }
-    }
-
     pub(super) fn fill(
         &self,
         batch: &mut Batch,

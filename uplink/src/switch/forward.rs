@@ -42,8 +42,6 @@ struct Burst {
     class: [Class; BURST],
     /// The tag for each frame that goes to one port.
     tag: [Option<u16>; BURST],
-    /// Who got most of the last burst, and so probably of this one.
-    usual: u16,
     drops: [u8; DropReason::ALL.len()],
     counts: SwitchCounters,
 }
@@ -100,9 +98,6 @@ impl Forwarder {
             now: now.seconds(),
         };
         self.burst.start(batch.len());
-        if let Some(port) = snapshot.at(self.burst.usual) {
-            port.outlet.expect(batch.len());
-        }
         self.burst.judge(batch, &mut self.cache, &pipeline);
         self.burst.flood(batch, snapshot, port, now);
         self.burst.deliver(batch, snapshot, scratch);
@@ -127,7 +122,6 @@ impl Burst {
             floods: 0,
             class: [Class::default(); BURST],
             tag: [None; BURST],
-            usual: u16::MAX,
             drops: [0; DropReason::ALL.len()],
             counts: SwitchCounters::default(),
         }
@@ -283,7 +277,6 @@ impl Burst {
 
     /// Hands the frames over, receiver by receiver.
     fn deliver(&mut self, batch: &mut Batch, snapshot: &Snapshot, scratch: &mut Scratch) {
-        self.usual = self.receivers.first().map_or(u16::MAX, |slot| *slot);
         for slot in self.receivers.drain(..) {
             let frames = std::mem::take(&mut self.to[usize::from(slot)]);
             // A verdict names ports of this snapshot only.

@@ -17,11 +17,6 @@ pub trait Outlet: Send + Sync {
     /// receiver.
     fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch);
 
-    /// About `frames` frames will probably be delivered in a moment: time to have memory brought near.
-    fn expect(&self, frames: usize) {
-        let _ = frames;
-    }
-
     /// Can it take frames at all? Flooding skips ports that cannot.
     fn ready(&self) -> bool;
 }

@@ -194,10 +194,6 @@ pub(crate) trait Queue {
     /// [`Queue::poll`].
     fn prefetch(&self, n: u16);
 
-    /// Has brought into the cache what the next `n` chains will need, without looking at any of it:
-    /// the driver's index, and the descriptors if drivers use them one after the other, as most do.
-    fn expect(&self, n: u16);
-
     /// Takes the next chain if it is a single buffer of at least `need` bytes, for the device to
     /// write or to read: what it is, address and bytes. Anything else, also none or a bad one, is
     /// left to [`Queue::take`].

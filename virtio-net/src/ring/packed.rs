@@ -18,9 +18,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::journal::{self, Entry, Found, Journal, MAX_STAGED};
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::{
-    CACHE_LINE, MAX_PARTS, Memory, load_descriptor, prefetch_read, prefetch_write,
-};
+use crate::memory::{CACHE_LINE, MAX_PARTS, Memory, load_descriptor, prefetch_read};
 use crate::spec::*;
 
 /// A place in the ring and the wrap counter there.
@@ -311,15 +309,8 @@ impl Queue for PackedRing {
         let from = usize::from(self.next_avail.index);
         let to = usize::from(self.size).min(from + usize::from(n));
         for index in (from..to).step_by(CACHE_LINE / 16) {
-            // They are read, and soon written.
-            prefetch_write(self.desc.wrapping_add(index).cast_const().cast());
+            prefetch_read(self.desc.wrapping_add(index).cast());
         }
-    }
-
-    #[inline]
-    fn expect(&self, n: u16) {
-        prefetch_read(self.driver.cast());
-        self.prefetch(n);
     }
 
     #[inline]

@@ -17,7 +17,7 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::{MAX_CHAIN, Queue, RingConfig, RingError, SetupError, Taken, check_size, part};
-use crate::memory::{CACHE_LINE, Memory, load_descriptor, prefetch_read, prefetch_write};
+use crate::memory::{Memory, load_descriptor, prefetch_read};
 use crate::spec::*;
 
 /// A split ring's position and where it lies.
@@ -236,24 +236,6 @@ impl Queue for SplitRing {
         for i in 0..n {
             let head = self.head(self.next_avail.wrapping_add(i)) & (self.size - 1);
             prefetch_read(self.desc.wrapping_add(16 * usize::from(head)));
-        }
-    }
-
-    #[inline]
-    fn expect(&self, n: u16) {
-        let slot = |at: u16| usize::from(at & (self.size - 1));
-        let (next, used) = (slot(self.next_avail), slot(self.next_used));
-        prefetch_read(self.avail.cast());
-        prefetch_read(self.avail.wrapping_add(2 + next).cast());
-        prefetch_write(self.used);
-        let n = usize::from(n.min(self.size));
-        for i in (0..n).step_by(CACHE_LINE / 16) {
-            let at = (next + i) & usize::from(self.size - 1);
-            prefetch_read(self.desc.wrapping_add(16 * at));
-        }
-        for i in (0..n).step_by(CACHE_LINE / 8) {
-            let at = (used + i) & usize::from(self.size - 1);
-            prefetch_write(self.used.wrapping_add(4 + 8 * at));
         }
     }
 
