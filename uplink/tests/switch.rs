@@ -626,6 +626,7 @@ fn a_port_is_told_of_no_more_neighbours_than_its_ring_can_take() {
             ip: [10, 0, port, i].into(),
             mac: mac(port.into()),
             vlan: None,
+            router: false,
         };
         (1..=20).map(one).collect::<Vec<_>>()
     };
@@ -636,4 +637,53 @@ fn a_port_is_told_of_no_more_neighbours_than_its_ring_can_take() {
     assert_eq!(a.others().len(), 128);
     switch.announce(ports[0].id, Now(0));
     assert_eq!(a.others().len(), 16);
+}
+
+#[test]
+fn an_address_belongs_to_who_claimed_it_last() {
+    let switch = switch();
+    let [mut a, mut b, c] = three(&switch);
+    let claim = |port: &mut Port, from: u8| {
+        let mut frame = arp(Mac::BROADCAST, None, from, 9);
+        frame[31] = 7; // 10.0.0.7, whoever says it
+        port.send(&[frame], 0);
+    };
+    let has = |port: &Port| switch.neighbours(port.id).len();
+    claim(&mut a, 1);
+    claim(&mut b, 2);
+    switch.age(Now(SECOND));
+    assert_eq!((has(&a), has(&b)), (0, 1));
+    claim(&mut a, 1);
+    c.others();
+    // To announce it is not to claim it.
+    switch.announce(b.id, Now(SECOND));
+    assert!(c.others().is_empty());
+    assert_eq!((has(&a), has(&b)), (1, 0));
+    // In another VLAN it is another station's; and of what was known before a restart nobody knows.
+    let known = || vec![switch.neighbours(a.id)[0]];
+    let d = Port::add(&switch, "d", |spec| {
+        spec.neighbours = known();
+        spec.vlan = access(3);
+    });
+    let more = [1, 2].map(|n| {
+        Port::add(&switch, &format!("e{n}"), |spec| {
+            spec.neighbours = known();
+            spec.vlan = access(4);
+        })
+    });
+    switch.age(Now(SECOND));
+    assert_eq!((has(&a), has(&d)), (1, 1));
+    assert_eq!(more.each_ref().map(has), [0, 0]);
+}
+
+#[test]
+fn who_is_gone_again_is_not_announced() {
+    let switch = switch();
+    let [mut a, b, _] = three(&switch);
+    a.send(&[arp(Mac::BROADCAST, None, 1, 9)], 0);
+    b.others();
+    a.sink.ready.store(false, Ordering::Relaxed);
+    switch.forget_learned(a.id);
+    switch.announce(a.id, Now(SECOND));
+    assert!(b.others().is_empty() && switch.learned_macs(a.id).is_empty());
 }

@@ -115,7 +115,7 @@ impl QueueState {
 
     /// Keeps the position of the running ring in `journal`, or goes on where that says it was;
     /// and of a TX queue what of it is delivered. Nothing of the ring may have been taken yet. True
-    /// if this is a TX ring that has carried frames before: its driver goes on.
+    /// if it is a ring that was served before and never stopped: its driver goes on.
     pub fn keep_position(&mut self, journal: Journal) -> bool {
         let Some(ring) = &mut self.ring else {
             return false;

@@ -62,10 +62,11 @@ pub(super) fn metrics_only(control: Arc<Control>) -> Router {
 
 async fn metrics(State(control): Shared) -> Answer {
     blocking(move || {
+        let ports = control.ports();
         let page = metrics::Page {
             status: control.status(),
-            ports: control.ports(),
-            vms: control.vms(),
+            vms: control.vms_of(&ports),
+            ports,
         };
         let kind = [(header::CONTENT_TYPE, metrics::TYPE)];
         Ok((kind, page.text()).into_response())
@@ -110,11 +111,12 @@ async fn put(
     let condition = condition(&headers)?;
     let settings = object(body).await?;
     blocking(move || {
-        let status = match control.put(&name, &settings, &condition)? {
+        let (put, now) = control.put(&name, &settings, &condition)?;
+        let status = match put {
             Put::Created => StatusCode::CREATED,
             Put::Replaced => StatusCode::OK,
         };
-        Ok(port(status, &control.port(&name)?))
+        Ok(port(status, &now))
     })
     .await
 }
@@ -128,8 +130,8 @@ async fn patch(
     let condition = condition(&headers)?;
     let changes = object(body).await?;
     blocking(move || {
-        control.patch(&name, &changes, &condition)?;
-        Ok(port(StatusCode::OK, &control.port(&name)?))
+        let now = control.patch(&name, &changes, &condition)?;
+        Ok(port(StatusCode::OK, &now))
     })
     .await
 }
@@ -164,9 +166,10 @@ fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
         (None, None) => Ok(Condition::Always),
         (None, Some(value)) if value == "*" => Ok(Condition::IsNew),
         (Some(value), None) if value == "*" => Ok(Condition::Exists),
-        (Some(value), None) => {
-            let text = value.to_str().unwrap_or_default();
-            let tags = text.split(',').map(|tag| tag.trim().to_owned());
+        (Some(_), None) => {
+            let lines = headers.get_all(header::IF_MATCH).iter();
+            let tags = lines.filter_map(|line| line.to_str().ok()?.split(',').into());
+            let tags = tags.flatten().map(|tag| tag.trim().to_owned());
             Ok(Condition::Is(tags.collect()))
         }
         (None, Some(_)) => bad("If-None-Match names tags, which is of no use here"),

@@ -141,7 +141,8 @@ fn set(matches: &ArgMatches) -> Result<String, Failure> {
     for key in matches.get_many::<String>("default").unwrap_or_default() {
         // As keys are written elsewhere, or as the flag is.
         let key = key.replace('-', "_");
-        if changes.insert(key.clone(), Value::Null).is_some() {
+        let before = changes.insert(key.clone(), Value::Null);
+        if before.is_some_and(|value| !value.is_null()) {
             let words = format!("{key} is given a value and its default; choose one");
             return Err(Failure::Usage(words));
         }

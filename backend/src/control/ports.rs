@@ -110,6 +110,8 @@ pub struct Control {
     engine: Arc<dyn Engine>,
     switches: BTreeMap<String, SwitchConfig>,
     places: RwLock<Places>,
+    /// Ports of the command line that were removed since the start.
+    removed_lines: Mutex<BTreeSet<String>>,
     store: Store,
     run_dir: PathBuf,
     started: Instant,
@@ -141,6 +143,7 @@ impl Control {
             engine,
             switches: config.switches,
             places: RwLock::new(places),
+            removed_lines: Mutex::default(),
             store,
             run_dir,
             started: Instant::now(),
@@ -223,7 +226,7 @@ impl Control {
         name: &str,
         settings: &Map<String, Value>,
         condition: &Condition,
-    ) -> Result<Put, Vec<Refused>> {
+    ) -> Result<(Put, Port), Vec<Refused>> {
         self.set(&mut self.change(), name, settings, condition)
     }
 
@@ -238,7 +241,7 @@ impl Control {
         name: &str,
         changes: &Map<String, Value>,
         condition: &Condition,
-    ) -> Result<(), Vec<Refused>> {
+    ) -> Result<Port, Vec<Refused>> {
         let mut overlay = self.change();
         let port = self.read().get(name).cloned();
         let Some(port) = port.or_else(|| self.aside(name)) else {
@@ -246,7 +249,8 @@ impl Control {
         };
         let mut settings = port.settings();
         settings.extend(changes.clone());
-        self.set(&mut overlay, name, &settings, condition).map(drop)
+        let (_, port) = self.set(&mut overlay, name, &settings, condition)?;
+        Ok(port)
     }
 
     fn set(
@@ -255,23 +259,31 @@ impl Control {
         name: &str,
         settings: &Map<String, Value>,
         condition: &Condition,
-    ) -> Result<Put, Vec<Refused>> {
+    ) -> Result<(Put, Port), Vec<Refused>> {
         let old = self.read().get(name).cloned();
         let aside = self.aside(name);
         let port = old.as_ref().or(aside.as_ref());
         condition.check(name, port).map_err(|stale| vec![stale])?;
-        let (layer, new) = self.checked(name, settings)?;
+        let (layer, mut new) = self.checked(name, settings)?;
+        // A socket that we were handed has no name to come back by.
+        if let Some(fd) = old.as_ref().and_then(|old| old.socket_fd.as_ref())
+            && new.socket.is_none()
+            && new.tap.is_none()
+        {
+            new.socket_fd = Some(Arc::clone(fd));
+        }
         let what = self.whereabouts(&new);
         let mut next = overlay.clone();
         next.insert(name.to_owned(), Some(layer));
-        self.commit(overlay, next, old.as_ref(), Some(new))
+        self.commit(overlay, next, old.as_ref(), Some(new.clone()))
             .map_err(|refused| vec![refused])?;
+        self.removed_lines().remove(name);
         let (put, verb) = match old {
             None if aside.is_none() => (Put::Created, "added"),
             _ => (Put::Replaced, "changed"),
         };
         log::info!("port {name}: {verb} over the API, {what}");
-        Ok(put)
+        Ok((put, self.port_of(&new, self.engine.port(name))))
     }
 
     fn checked(
@@ -315,6 +327,7 @@ impl Control {
         self.write_aside().remove(name);
         log::info!("port {name}: removed over the API");
         Ok(if self.read_places().line.contains(name) {
+            self.removed_lines().insert(name.to_owned());
             Removed::UntilRestart
         } else {
             Removed::ForGood
@@ -358,16 +371,21 @@ impl Control {
 
     /// All VMs, by name.
     pub fn vms(&self) -> Vec<Vm> {
+        self.vms_of(&self.ports())
+    }
+
+    /// The VMs that these ports name.
+    pub fn vms_of(&self, ports: &[Port]) -> Vec<Vm> {
         let mut vms: BTreeMap<String, Vm> = BTreeMap::new();
-        for port in self.ports() {
-            let vm = vms.entry(port.config.vm).or_default();
+        for port in ports {
+            let vm = vms.entry(port.config.vm.clone()).or_default();
             let counters = &port.running.counters;
             vm.from_vm.add(&counters.from_vm);
             vm.to_vm.add(&counters.to_vm);
             let drops = [&counters.from_vm, &counters.to_vm].map(|d| d.drops.values().sum::<u64>());
             vm.drops += drops.iter().sum::<u64>();
             vm.ports_up += u32::from(port.running.state == PortState::Up);
-            vm.ports.push(port.config.name);
+            vm.ports.push(port.config.name.clone());
         }
         for usage in self.engine.vms() {
             if let Some(vm) = vms.get_mut(&usage.name) {
@@ -533,6 +551,10 @@ impl Control {
         &self,
     ) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, (PortConfig, Refused)>> {
         self.aside.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn removed_lines(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        (self.removed_lines.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_places(&self) -> std::sync::RwLockReadGuard<'_, Places> {

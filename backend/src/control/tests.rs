@@ -19,11 +19,29 @@ struct Fake {
     ports: Mutex<BTreeMap<String, u16>>,
     calls: Mutex<Vec<String>>,
     broken: Mutex<BTreeSet<String>>,
+    /// By port; each may be had once.
+    macs: Mutex<BTreeMap<String, String>>,
 }
 
 impl Fake {
     fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    fn take_mac(&self, port: &PortConfig) -> Result<(), Refused> {
+        let mut macs = self.macs.lock().unwrap();
+        let Some(mac) = port.mac.map(|mac| mac.to_string()) else {
+            macs.remove(&port.name);
+            return Ok(());
+        };
+        if macs
+            .iter()
+            .any(|(name, other)| *name != port.name && *other == mac)
+        {
+            return Err(Refused::new(RefusedKind::Conflict, "taken", "wait").about("mac"));
+        }
+        macs.insert(port.name.clone(), mac);
+        Ok(())
     }
 
     fn ports(&self) -> Vec<(String, u16)> {
@@ -40,6 +58,7 @@ impl Engine for Fake {
         if port.mtu == 666 || self.broken.lock().unwrap().contains(&port.name) {
             return Err(Refused::new(RefusedKind::System, "no", "wait"));
         }
+        self.take_mac(port)?;
         assert_eq!(
             self.ports
                 .lock()
@@ -54,6 +73,7 @@ impl Engine for Fake {
     fn change_port(&self, port: &PortConfig) -> Result<bool, Refused> {
         let changed = self.ports.lock().unwrap().get(&port.name) == Some(&port.mtu);
         if changed {
+            self.take_mac(port)?;
             self.calls
                 .lock()
                 .unwrap()
@@ -64,6 +84,7 @@ impl Engine for Fake {
 
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
         self.calls.lock().unwrap().push(format!("remove {name}"));
+        self.macs.lock().unwrap().remove(name);
         match self.ports.lock().unwrap().remove(name) {
             Some(_) => Ok(()),
             None => Err(Refused::new(RefusedKind::NotFound, "none", "look")),
@@ -175,6 +196,7 @@ fn a_port_is_made_changed_and_removed_and_each_is_saved() {
             .control
             .put("db1", &settings(json!({"mtu": mtu})), &Condition::Always)
             .unwrap()
+            .0
     };
     assert_eq!(put(1400), Put::Created);
     assert_eq!(saved(&bench), json!({"db1": {"mtu": 1400}}));
@@ -198,7 +220,8 @@ fn settings_that_are_the_same_leave_the_port_alone() {
         bench
             .control
             .put("web1", &same, &Condition::Always)
-            .unwrap(),
+            .unwrap()
+            .0,
         Put::Replaced
     );
     assert_eq!(bench.engine.calls(), Vec::<String>::new());
@@ -425,7 +448,8 @@ fn a_saved_port_that_cannot_be_made_stops_no_other() {
         bench
             .control
             .put("c", &Map::new(), &Condition::Always)
-            .unwrap(),
+            .unwrap()
+            .0,
         Put::Replaced
     );
     assert_eq!(
@@ -560,4 +584,54 @@ fn a_reload_sets_aside_what_the_api_has_set_and_cannot_be_any_more() {
         1
     );
     assert_eq!(bench.control.port("db1").unwrap().running.reason, None);
+}
+
+#[test]
+fn what_one_port_gives_up_another_may_have_in_the_same_reload() {
+    let bench = bench();
+    let file = |a: &str, b: &str| format!("[port.a]\n{a}\n[port.b]\n{b}\n");
+    let mac = |n: u8| format!("mac = \"52:54:00:00:00:0{n}\"");
+    reload(&bench, &file(&mac(1), &mac(2))).unwrap();
+    // `a` takes what `b` has until later, then the two change places.
+    for (a, b) in [(2, 3), (3, 2)] {
+        let reloaded = reload(&bench, &file(&mac(a), &mac(b))).unwrap();
+        assert_eq!(
+            (reloaded.changed, reloaded.added, reloaded.removed),
+            (2, 0, 0)
+        );
+        assert_eq!(bench.engine.ports(), ports(&[("a", 1500), ("b", 1500)]));
+    }
+    // Nobody gives this up.
+    bench
+        .engine
+        .macs
+        .lock()
+        .unwrap()
+        .insert("other".to_owned(), "52:54:00:00:00:09".to_owned());
+    let before = bench.engine.macs.lock().unwrap().clone();
+    let problems = reload(&bench, &file(&mac(9), &mac(3))).unwrap_err();
+    assert_eq!(problems[0].refused.kind, RefusedKind::Conflict);
+    assert_eq!(*bench.engine.macs.lock().unwrap(), before);
+}
+
+#[test]
+fn a_port_of_the_command_line_that_was_removed_stays_away_until_the_next_start() {
+    let bench = restarted(bench(), &["line"]);
+    let removed = bench.control.remove("line", &Condition::Always);
+    assert_eq!(removed.unwrap(), Removed::UntilRestart);
+    let again = || {
+        bench.control.reload(|overlay| {
+            let line = [Layer::from_line("line").unwrap()];
+            let config = build(&File::default(), overlay, &line, bench.dir.path())?;
+            let places = Places {
+                file: BTreeSet::new(),
+                line: BTreeSet::from(["line".to_owned()]),
+            };
+            Ok((config, places))
+        })
+    };
+    again().unwrap();
+    assert!(bench.control.port("line").is_err());
+    let put = bench.control.put("line", &Map::new(), &Condition::Always);
+    assert_eq!(put.unwrap().0, Put::Created);
 }

@@ -175,12 +175,13 @@ impl Core {
             Outside::Guest {
                 port: guest,
                 endpoint,
-                neighbours,
+                mut neighbours,
             } => {
                 // A VM that is there comes back to the next one who serves the port, and is to be
                 // known as who it was.
                 let connected = endpoint.status().connected;
                 drop(endpoint);
+                neighbours.keep(port.switch.neighbours(port.id));
                 if !connected {
                     guest.forget_positions();
                     neighbours.remove();

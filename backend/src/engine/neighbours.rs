@@ -40,6 +40,8 @@ struct Line {
     mac: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     vlan: Option<u16>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    router: bool,
 }
 
 impl NeighbourFile {
@@ -79,7 +81,9 @@ impl NeighbourFile {
             warn!("{path}: {e}; after a restart the VM will be out of reach for a second");
         }
         self.failed = result.is_err();
-        self.saved = now;
+        if !self.failed {
+            self.saved = now;
+        }
     }
 
     fn save(&self, neighbours: &[Neighbour]) -> io::Result<()> {
@@ -89,9 +93,10 @@ impl NeighbourFile {
                 ip: n.ip,
                 mac: n.mac.to_string(),
                 vlan: n.vlan,
+                router: n.router,
             })
             .collect();
-        let beside = self.path.with_extension("neighbours.new");
+        let beside = self.beside();
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -103,9 +108,14 @@ impl NeighbourFile {
         fs::rename(&beside, &self.path)
     }
 
+    fn beside(&self) -> PathBuf {
+        self.path.with_extension("neighbours.new")
+    }
+
     /// Removes the file: no VM will come back.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(self.beside());
     }
 }
 
@@ -117,6 +127,7 @@ fn load(path: &std::path::Path) -> io::Result<Vec<Neighbour>> {
             ip: line.ip,
             mac,
             vlan: line.vlan,
+            router: line.router,
         })
     };
     lines.into_iter().map(neighbour).collect()
@@ -207,6 +218,7 @@ mod tests {
             ip: ip.parse().unwrap(),
             mac: "52:54:00:00:00:01".parse().unwrap(),
             vlan,
+            router: vlan.is_some(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! A guest's port: its queue pairs, what it offers the VM, and how frames reach it.
 //!
-//! Locks, in the order they may be taken: a pair's `tx`, then one foreign pair's `rx`. Neither is
-//! held across a system call that can block: guests are notified when a burst is done. Control (a vhost-user session, the API) takes them
-//! one at a time to start, stop and swap, so that when it returns nobody uses what was before.
+//! Locks, in the order they may be taken: a pair's `tx`, then one foreign pair's `rx` or, after that,
+//! its `wake`. `tx` and `rx` are not held across a system call that can block: guests are notified when
+//! a burst is done. Control (a vhost-user session, the API) takes them one at a time to start, stop and
+//! swap, so that when it returns nobody uses what was before.
 
 mod device;
 mod pair;

@@ -10,7 +10,7 @@ use tandem_virtio_net::spec::NetHdr;
 use tandem_virtio_net::{BURST, Batch, Scratch};
 
 use super::counters::SwitchCounters;
-use super::neighbour::Neighbour;
+use super::neighbour::{self, Neighbour};
 use super::snapshot::{Port, Snapshot};
 use super::{Forwarder, PortId, Switch};
 use crate::Now;
@@ -24,14 +24,18 @@ impl Switch {
     /// the others to this port. It should be able to take frames.
     pub fn announce(self: &Arc<Self>, id: PortId, now: Now) {
         let snapshot = self.snapshot.load_full();
-        let Some(this) = snapshot.get(id) else { return };
+        // Who is gone again is not to be made known.
+        let Some(this) = snapshot.get(id).filter(|port| port.outlet.ready()) else {
+            return;
+        };
+        neighbour::settle(snapshot.ports().map(Arc::as_ref));
         let mut said = Announcements::default();
         for neighbour in this.neighbours.list() {
             said.add(&neighbour);
         }
         // As if the port had sent them: with its policy, and the switch learns where it is.
         let batch = &mut said.batch;
-        Forwarder::new(Arc::clone(self), id).forward(batch, &mut said.scratch, now);
+        Forwarder::deaf(Arc::clone(self), id).forward(batch, &mut said.scratch, now);
         let told = tell(this, &snapshot);
         let counts = SwitchCounters {
             frames: told,

@@ -44,6 +44,7 @@ struct Burst {
     tag: [Option<u16>; BURST],
     drops: [u8; DropReason::ALL.len()],
     counts: SwitchCounters,
+    deaf: bool,
 }
 
 impl Forwarder {
@@ -59,6 +60,13 @@ impl Forwarder {
             port,
             switch,
         }
+    }
+
+    /// One that does not listen to who the frames say they are from: they are our own.
+    pub(super) fn deaf(switch: Arc<Switch>, port: PortId) -> Self {
+        let mut this = Self::new(switch, port);
+        this.burst.deaf = true;
+        this
     }
 
     /// Judges the frames of `batch`, delivers them through the outlets of their receivers and
@@ -124,6 +132,7 @@ impl Burst {
             tag: [None; BURST],
             drops: [0; DropReason::ALL.len()],
             counts: SwitchCounters::default(),
+            deaf: false,
         }
     }
 
@@ -153,7 +162,11 @@ impl Burst {
                 continue;
             };
             if key != last.0 {
-                last = (key, self.look_up(&key, batch, i, cache, pipeline));
+                last = (key, self.look_up(&key, cache, pipeline));
+            }
+            if last.1.admitted && !self.deaf {
+                let neighbours = &pipeline.port.neighbours;
+                neighbours.hear(batch.head(i), batch.tag(i));
             }
             self.carry_out(i, last.1);
         }
@@ -163,8 +176,6 @@ impl Burst {
     fn look_up(
         &mut self,
         key: &[u64; L2_WORDS],
-        batch: &Batch,
-        i: usize,
         cache: &mut FlowCache<L2_WORDS>,
         pipeline: &Pipeline<'_>,
     ) -> Judged {
@@ -177,10 +188,6 @@ impl Burst {
             cache.put(key, judged.verdict, src, dst);
         }
         self.counts.unlearned |= u64::from(judged.unlearned);
-        if judged.admitted {
-            let neighbours = &pipeline.port.neighbours;
-            neighbours.hear(batch.head(i), batch.tag(i));
-        }
         judged
     }
 

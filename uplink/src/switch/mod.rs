@@ -328,6 +328,7 @@ impl Switch {
     /// more. Call once a second.
     pub fn age(&self, now: Now) {
         self.table.age(now.seconds(), self.ageing);
+        neighbour::settle(self.snapshot.load().ports().map(Arc::as_ref));
         self.lock().sweep();
     }
 

@@ -5,7 +5,9 @@
 //! (RFC 4861, 7.2.3 and 7.2.5), each only where it names the link-layer address that the frame
 //! comes from. So a router's packets do not make their senders its neighbours.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tandem_virtio_net::wire::arp;
@@ -15,6 +17,8 @@ use tandem_virtio_net::wire::icmp::{self, v6};
 use tandem_virtio_net::wire::vlan::{TAG_LEN, TPID_CUSTOMER, Tci, tag};
 use tandem_virtio_net::wire::{ipv6, protocol};
 
+use super::PortId;
+use super::snapshot::Port;
 use crate::Mac;
 
 /// Addresses that are remembered of a port. Of more, those heard last.
@@ -29,6 +33,8 @@ const SOURCE_ADDRESS: u8 = 1;
 const TARGET_ADDRESS: u8 = 2;
 /// Flag of an advertisement: what was known before is wrong (RFC 4861, 4.4).
 const OVERRIDE: u8 = 0x20;
+/// Flag of an advertisement: the sender is a router.
+const ROUTER: u8 = 0x80;
 /// Hop limit of neighbour discovery: the packet has not been forwarded (RFC 4861, 7.1).
 const HOP_LIMIT: u8 = 255;
 /// All nodes on the link (RFC 4291, 2.7.1), and its Ethernet address (RFC 2464, 7).
@@ -44,12 +50,23 @@ pub struct Neighbour {
     pub mac: Mac,
     /// The VLAN in the tag that the station puts on its frames; none: it sends them untagged.
     pub vlan: Option<u16>,
+    /// It says that it is an IPv6 router. Whoever is told otherwise forgets its routes through it
+    /// (RFC 4861, 7.2.5).
+    pub router: bool,
+}
+
+/// What a frame says of its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heard {
+    neighbour: Neighbour,
+    /// Whether it says if it is a router at all.
+    says_router: bool,
 }
 
 impl Neighbour {
     /// What a frame that starts with `head`, with a tag or without, says of its sender.
     #[inline]
-    fn heard(head: &[u8], tag: Option<u16>) -> Option<Self> {
+    fn heard(head: &[u8], tag: Option<u16>) -> Option<Heard> {
         let at = ethernet::TYPE_AT + if tag.is_some() { TAG_LEN } else { 0 };
         let (kind, packet) = head.get(at..)?.split_first_chunk()?;
         match u16::from_be_bytes(*kind) {
@@ -58,15 +75,24 @@ impl Neighbour {
         }
     }
 
-    fn parse(head: &[u8], packet: &[u8], tag: Option<u16>) -> Option<Self> {
+    fn parse(head: &[u8], packet: &[u8], tag: Option<u16>) -> Option<Heard> {
         let src = ethernet::Frame::new_checked(head).ok()?.src();
-        let (ip, mac) = match arp::Packet::new_checked(packet) {
-            Ok(arp) => (arp.sender_ip().into(), arp.sender_mac()),
-            Err(_) => discovery(packet)?,
+        let (ip, mac, router) = match arp::Packet::new_checked(packet) {
+            Ok(arp) => (arp.sender_ip().into(), arp.sender_mac(), None),
+            Err(_) => discovery(packet, src)?,
         };
         let vlan = tag.map(|tci| Tci(tci).vid()).filter(|vid| *vid != 0);
-        let this = Self { ip, mac: src, vlan };
-        (mac == src && this.is_station()).then_some(this)
+        let neighbour = Self {
+            ip,
+            mac: src,
+            vlan,
+            router: router == Some(true),
+        };
+        let heard = Heard {
+            neighbour,
+            says_router: router.is_some(),
+        };
+        (mac == src && neighbour.is_station()).then_some(heard)
     }
 
     /// Can these be one station's addresses?
@@ -113,7 +139,8 @@ impl Neighbour {
     }
 
     fn announce_v6(&self, frame: &mut Vec<u8>, ip: Ipv6Addr) {
-        let mut message = vec![v6::NEIGHBOR_ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0];
+        let flags = OVERRIDE | if self.router { ROUTER } else { 0 };
+        let mut message = vec![v6::NEIGHBOR_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0];
         message.extend(ip.octets());
         message.extend([TARGET_ADDRESS, 1]);
         message.extend(self.mac.0);
@@ -136,40 +163,52 @@ impl Neighbour {
     }
 }
 
-/// The addresses in a message of neighbour discovery, if they are the sender's.
-fn discovery(packet: &[u8]) -> Option<(IpAddr, Mac)> {
+/// The addresses in a message of neighbour discovery from `src`, if they are the sender's, and whether
+/// it says that it is a router, if it says.
+fn discovery(packet: &[u8], src: Mac) -> Option<(IpAddr, Mac, Option<bool>)> {
     let packet = ipv6::Packet::new_checked(packet).ok()?;
     if (packet.next_header(), packet.hop_limit()) != (protocol::ICMPV6, HOP_LIMIT) {
         return None;
     }
     let message = packet.payload();
     let kind = icmp::Message::new_checked(message).ok()?.kind();
+    if kind == v6::ROUTER_ADVERTISEMENT {
+        // Its link-layer address is optional, and its sender's own.
+        return Some((packet.src().into(), src, Some(true)));
+    }
+    let flags = *message.get(icmp::HEADER_LEN)?;
     let target = message.get(ADDRESS_AT..)?.first_chunk::<16>()?;
-    let (ip, option) = match kind {
-        v6::NEIGHBOR_SOLICITATION => (packet.src(), SOURCE_ADDRESS),
-        v6::NEIGHBOR_ADVERTISEMENT => (Ipv6Addr::from(*target), TARGET_ADDRESS),
+    let (ip, option, router) = match kind {
+        v6::NEIGHBOR_SOLICITATION => (packet.src(), SOURCE_ADDRESS, None),
+        v6::NEIGHBOR_ADVERTISEMENT => {
+            let router = Some(flags & ROUTER != 0);
+            (Ipv6Addr::from(*target), TARGET_ADDRESS, router)
+        }
         _ => return None,
     };
     // Linux sends this option first, and alone.
     match message.get(ADDRESS_AT + 16..)?.first_chunk::<OPTION>()? {
-        [kind, 1, mac @ ..] if *kind == option => Some((ip.into(), Mac(*mac))),
+        [kind, 1, mac @ ..] if *kind == option => Some((ip.into(), Mac(*mac), router)),
         _ => None,
     }
 }
 
-/// The neighbours that one port has.
+/// Which of two claims to an address was heard later, on whatever port. Zero: before we started.
+static HEARD: AtomicU64 = AtomicU64::new(1);
+
+/// The neighbours that one port has, those heard last first, and when each was.
 #[derive(Debug, Default)]
-pub(super) struct Neighbours(Mutex<Vec<Neighbour>>);
+pub(crate) struct Neighbours(Mutex<Vec<(Neighbour, u64)>>);
 
 impl Neighbours {
-    /// Those heard before.
-    pub(super) fn new(mut known: Vec<Neighbour>) -> Self {
-        known.retain(Neighbour::is_station);
-        known.truncate(MAX_NEIGHBOURS);
-        Self(Mutex::new(known))
+    /// Those heard before we started.
+    pub(super) fn new(known: Vec<Neighbour>) -> Self {
+        let stations = known.into_iter().filter(Neighbour::is_station);
+        let list = stations.take(MAX_NEIGHBOURS).map(|n| (n, 0)).collect();
+        Self(Mutex::new(list))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Neighbour>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Neighbour, u64)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -177,35 +216,74 @@ impl Neighbours {
     /// that are flooded, and the first of a flow.
     #[inline]
     pub(super) fn hear(&self, head: &[u8], tag: Option<u16>) {
-        if let Some(neighbour) = Neighbour::heard(head, tag) {
-            self.note(neighbour);
+        if let Some(heard) = Neighbour::heard(head, tag) {
+            self.note(heard);
         }
     }
 
-    fn note(&self, neighbour: Neighbour) {
+    fn note(&self, heard: Heard) {
         // Whoever has the lock looks at the list: the station will say it again.
         let Ok(mut list) = self.0.try_lock() else {
             return;
         };
-        let same = |n: &Neighbour| (n.ip, n.vlan) == (neighbour.ip, neighbour.vlan);
-        let at = list.iter().position(same).unwrap_or(list.len());
-        if at == list.len() {
-            list.truncate(MAX_NEIGHBOURS - 1);
-            list.push(neighbour);
+        let mut new = heard.neighbour;
+        let same = |(n, _): &(Neighbour, u64)| (n.ip, n.vlan) == (new.ip, new.vlan);
+        let old = list.iter().position(same).map(|at| list.remove(at).0);
+        if !heard.says_router {
+            new.router = old.is_some_and(|old| old.mac == new.mac && old.router);
         }
-        let at = at.min(list.len() - 1);
-        list[at] = neighbour;
-        list[..=at].rotate_right(1);
+        if new.router {
+            // So are all its addresses.
+            for (other, _) in list.iter_mut() {
+                other.router |= other.mac == new.mac && other.ip.is_ipv6();
+            }
+        }
+        list.truncate(MAX_NEIGHBOURS - 1);
+        list.insert(0, (new, HEARD.fetch_add(1, Relaxed)));
     }
 
     /// All, those heard last first.
     pub(super) fn list(&self) -> Vec<Neighbour> {
-        self.lock().clone()
+        self.lock().iter().map(|(n, _)| *n).collect()
     }
 
     /// Forgets all.
     pub(super) fn clear(&self) {
         self.lock().clear();
+    }
+}
+
+/// An address belongs to who claimed it last, in its VLAN: the others' claims are forgotten, and
+/// those of which nobody knows which is the later.
+pub(super) fn settle<'a>(ports: impl Iterator<Item = &'a Port> + Clone) {
+    struct Claim {
+        heard: u64,
+        port: PortId,
+        sure: bool,
+    }
+    let key = |port: &Port, n: &Neighbour| Some((n.ip, port.vlan.ingress(n.vlan)?.vid));
+    let mut latest: HashMap<(IpAddr, u16), Claim> = HashMap::new();
+    for port in ports.clone() {
+        for (n, heard) in port.neighbours.lock().iter() {
+            let claim = || Claim {
+                heard: *heard,
+                port: port.id,
+                sure: true,
+            };
+            let Some(key) = key(port, n) else { continue };
+            let best = latest.entry(key).or_insert_with(claim);
+            if *heard > best.heard {
+                *best = claim();
+            } else if *heard == best.heard && port.id != best.port {
+                best.sure = false;
+            }
+        }
+    }
+    for port in ports {
+        port.neighbours.lock().retain(|(n, _)| {
+            let best = key(port, n).and_then(|key| latest.get(&key));
+            best.is_some_and(|claim| claim.sure && claim.port == port.id)
+        });
     }
 }
 
@@ -220,6 +298,7 @@ mod tests {
             ip: ip.parse().unwrap(),
             mac: MAC,
             vlan: None,
+            router: false,
         }
     }
 
@@ -227,7 +306,41 @@ mod tests {
     fn hear(frame: &[u8]) -> Option<Neighbour> {
         let tagged = frame[12..14] == [0x81, 0];
         let tci = tagged.then(|| u16::from_be_bytes([frame[14], frame[15]]));
-        Neighbour::heard(&frame[..frame.len().min(128)], tci)
+        let heard = Neighbour::heard(&frame[..frame.len().min(128)], tci);
+        heard.map(|heard| heard.neighbour)
+    }
+
+    /// A router advertisement (RFC 4861, 4.2) from a link-local address.
+    fn router_advertisement() -> Vec<u8> {
+        let mut frame = neighbour("fe80::9").announcement();
+        frame[54] = v6::ROUTER_ADVERTISEMENT;
+        frame
+    }
+
+    #[test]
+    fn a_router_stays_one() {
+        let list = Neighbours::default();
+        let host = neighbour("2001:db8::9").announcement();
+        list.hear(&host, None);
+        list.hear(&neighbour("10.0.0.9").announcement(), None);
+        assert!(list.list().iter().all(|n| !n.router));
+        // By its advertisement all its IPv6 addresses are a router's, and what is announced says so.
+        list.hear(&router_advertisement(), None);
+        let is_router = |ip: &str| {
+            let all = list.list();
+            all.iter().find(|n| n.ip.to_string() == ip).unwrap().router
+        };
+        assert!(is_router("fe80::9") && is_router("2001:db8::9") && !is_router("10.0.0.9"));
+        let told = list.list()[0].announcement();
+        assert_eq!(told[58], OVERRIDE | ROUTER);
+        assert!(hear(&told).unwrap().router);
+        // A solicitation says nothing of it; an advertisement without the flag does.
+        let mut asks = neighbour("2001:db8::9").announcement();
+        (asks[54], asks[78]) = (v6::NEIGHBOR_SOLICITATION, SOURCE_ADDRESS);
+        list.hear(&asks, None);
+        assert!(is_router("2001:db8::9"));
+        list.hear(&host, None);
+        assert!(!is_router("2001:db8::9"));
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(crate) struct Judged {
     pub(crate) relied_on: Option<(Pin, Pin)>,
     /// The source address was not learned though it could have been, for want of room.
     pub(crate) unlearned: bool,
-    /// The port may send from this address in this VLAN.
+    /// The port may send from this address in this VLAN; false also of a verdict out of the cache.
     pub(crate) admitted: bool,
 }
 

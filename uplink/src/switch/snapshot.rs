@@ -74,7 +74,7 @@ impl Snapshot {
     }
 
     /// All ports.
-    pub(crate) fn ports(&self) -> impl Iterator<Item = &Arc<Port>> {
+    pub(crate) fn ports(&self) -> impl Iterator<Item = &Arc<Port>> + Clone {
         self.ports.iter().flatten()
     }
 

@@ -135,11 +135,16 @@ impl Journal {
         self.word(0).store(key, Ordering::Release);
     }
 
+    /// Is the record about the ring `key`?
+    pub(crate) fn knows(&self, key: u64) -> bool {
+        key != 0 && self.word(0).load(Ordering::Acquire) == key
+    }
+
     /// Up to where the frames of the ring `key` have been delivered, if the record says that. If
     /// not, it is made to say nothing.
     pub(crate) fn delivered(&self, key: u64) -> Option<u16> {
         let place = self.word(DELIVERED).load(Ordering::Acquire);
-        if key != 0 && self.word(0).load(Ordering::Acquire) == key {
+        if self.knows(key) {
             return u16::try_from(place).ok();
         }
         self.word(DELIVERED).store(NOWHERE, Ordering::Release);

@@ -127,7 +127,7 @@ impl Ring {
 
     /// Keeps the position in `journal`, if the ring does not tell it by itself, and goes on where
     /// that says that this very ring was left. What of it had been delivered and not yet used is
-    /// used now. True if anything had been.
+    /// used now. True if it is that very ring.
     pub(crate) fn keep_position(
         &mut self,
         memory: &Memory,
@@ -135,6 +135,7 @@ impl Ring {
         journal: &Journal,
     ) -> bool {
         let key = journal::key(memory, config.desc, config.size);
+        let known = journal.knows(key);
         let delivered = journal.delivered(key);
         match self {
             Ring::Split(_) => journal.open(key, 0, 0),
@@ -145,7 +146,7 @@ impl Ring {
             (Ring::Packed(r), Some(place)) => use_up_to(r, memory, place),
             (_, None) => {}
         }
-        delivered.is_some()
+        known
     }
 
     /// Finds the ring again in new memory, at the position it has.

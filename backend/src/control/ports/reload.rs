@@ -1,5 +1,7 @@
 //! Reading file and command line again.
 
+use std::collections::VecDeque;
+
 use super::{Control, Places, PortConfig};
 use crate::config::{Config, Overlay, Problem};
 use crate::control::{Refused, RefusedKind};
@@ -33,30 +35,44 @@ impl Control {
         let overlay = self.change();
         let (mut config, places) = read(&overlay)?;
         self.same_switches(&config).map_err(|p| vec![p])?;
-        let mut reloaded = Reloaded::default();
+        let removed = self.removed_lines().clone();
+        let stays_away = |name: &String| removed.contains(name) && !places.file.contains(name);
+        config.ports.retain(|name, _| !stays_away(name));
+        let mut steps = self.steps(&config);
+        let reloaded = Reloaded::of(&steps);
         let mut done: Vec<Step> = Vec::new();
-        for (old, new) in self.steps(&config) {
-            match self.exchange(old.as_ref(), new.as_ref()) {
-                Ok(()) => {
-                    *reloaded.count(&old, &new) += 1;
-                    done.push((old, new));
+        // Steps that wait for what others have yet to give up, since the last one that did not.
+        let mut waiting = 0;
+        while let Some((old, new)) = steps.pop_front() {
+            let Err(refused) = self.exchange(old.as_ref(), new.as_ref()) else {
+                done.push((old, new));
+                waiting = 0;
+                continue;
+            };
+            if refused.kind == RefusedKind::Conflict && waiting <= steps.len() {
+                steps.push_back((old, new));
+                waiting += 1;
+                if waiting == steps.len() {
+                    // All wait for each other, or in vain.
+                    let one = self.let_go(&mut steps, &mut done);
+                    waiting = if one { 0 } else { waiting + 1 };
                 }
-                // As at a start: what was set over the API keeps nothing else from being made.
-                Err(refused) if old.is_none() && is_set(&overlay, new.as_ref()) => {
-                    config.set_aside.extend(new.map(|port| {
-                        config.ports.remove(&port.name);
-                        (port, refused)
-                    }));
-                }
-                Err(refused) => {
-                    for (old, new) in done.iter().rev() {
-                        self.roll_back(new.as_ref(), old.as_ref());
-                    }
-                    let name = new.or(old).map_or_else(String::new, |port| port.name);
-                    let place = format!("port {name}");
-                    return Err(vec![Problem { place, refused }]);
-                }
+                continue;
             }
+            // As at a start: what was set over the API keeps nothing else from being made.
+            if old.is_none() && is_set(&overlay, new.as_ref()) {
+                config.set_aside.extend(new.map(|port| {
+                    config.ports.remove(&port.name);
+                    (port, refused)
+                }));
+                continue;
+            }
+            for (old, new) in done.iter().rev() {
+                self.roll_back(new.as_ref(), old.as_ref());
+            }
+            let name = new.or(old).map_or_else(String::new, |port| port.name);
+            let place = format!("port {name}");
+            return Err(vec![Problem { place, refused }]);
         }
         *self.write() = config.ports;
         self.write_aside().clear();
@@ -68,7 +84,7 @@ impl Control {
     }
 
     /// What is to be done, ports that go first: others may want what they have.
-    fn steps(&self, config: &Config) -> Vec<Step> {
+    fn steps(&self, config: &Config) -> VecDeque<Step> {
         let running = self.read();
         let gone = running
             .values()
@@ -77,10 +93,34 @@ impl Control {
         let wanted = config.ports.values();
         let pairs = wanted.map(|new| (running.get(&new.name).cloned(), Some(new.clone())));
         let (new, known): (Vec<Step>, Vec<Step>) = pairs.partition(|(old, _)| old.is_none());
+        let is_as_wanted = |old: &PortConfig, new: &PortConfig| {
+            old.is_same(new) && self.engine.port(&old.name).is_some()
+        };
         let changed = known
             .into_iter()
-            .filter(|(old, new)| !old.iter().zip(new).all(|(old, new)| old.is_same(new)));
+            .filter(|(old, new)| !old.iter().zip(new).all(|(old, new)| is_as_wanted(old, new)));
         gone.chain(changed).chain(new).collect()
+    }
+
+    /// Ends one of several ports that are to be changed, to be made later. False: there are not
+    /// several.
+    fn let_go(&self, steps: &mut VecDeque<Step>, done: &mut Vec<Step>) -> bool {
+        let is_change = |step: &&Step| step.0.is_some() && step.1.is_some();
+        if steps.iter().filter(is_change).count() < 2 {
+            return false;
+        }
+        let first = steps.iter().position(|step| is_change(&step));
+        let Some((old, new)) = first.and_then(|at| steps.remove(at)) else {
+            return false;
+        };
+        let ended = self.exchange(old.as_ref(), None).is_ok();
+        if ended {
+            done.push((old, None));
+            steps.push_back((None, new));
+        } else {
+            steps.push_back((old, new));
+        }
+        ended
     }
 
     fn same_switches(&self, config: &Config) -> Result<(), Problem> {
@@ -106,11 +146,12 @@ fn is_set(overlay: &Overlay, port: Option<&PortConfig>) -> bool {
 }
 
 impl Reloaded {
-    fn count(&mut self, old: &Option<PortConfig>, new: &Option<PortConfig>) -> &mut usize {
-        match (old, new) {
-            (None, _) => &mut self.added,
-            (_, None) => &mut self.removed,
-            _ => &mut self.changed,
+    fn of(steps: &VecDeque<Step>) -> Self {
+        let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
+        Self {
+            added: count(|(old, _)| old.is_none()),
+            removed: count(|(_, new)| new.is_none()),
+            changed: count(|(old, new)| old.is_some() && new.is_some()),
         }
     }
 }
