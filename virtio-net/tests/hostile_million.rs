@@ -41,6 +41,8 @@ struct Hostile {
     from_vm: Counters,
     to_vm: Counters,
     starts: u64,
+    /// Bursts whose buffers were held over.
+    late: u64,
 }
 
 impl Hostile {
@@ -57,6 +59,7 @@ impl Hostile {
             from_vm: Counters::default(),
             to_vm: Counters::default(),
             starts: 0,
+            late: 0,
             ram,
         };
         hostile.tx.set_memory(hostile.ram.memory()).unwrap();
@@ -151,6 +154,11 @@ impl Hostile {
                 self.ram.store(ring + 16 * slot + 14, wrap | write);
             }
             3 | 4 => self.move_index(ring),
+            // Whether it polls: then its buffers come back late.
+            5 if !self.packed() && self.rng.once_in(8) => {
+                let flags = self.rng.below(2) as u16 * AVAIL_F_NO_INTERRUPT;
+                self.ram.store(ring + 0x2000, flags);
+            }
             5 if !self.packed() => {
                 let head = self.rng.below(self.size.into()) as u16;
                 self.ram.store(ring + 0x2004 + 2 * slot, head);
@@ -207,6 +215,9 @@ impl Hostile {
             }
             self.batch.clear();
             self.tx.complete();
+            self.late += u64::from(self.tx.is_late());
+        } else if self.rng.once_in(2) {
+            let _ = self.tx.give_back();
         }
         let kicks = self.rng.once_in(2);
         let _ = self.tx.set_kicks(kicks);
@@ -303,9 +314,10 @@ fn survive(size: u16, features: u64) {
     let (taken, got) = (hostile.from_vm.frames(), hostile.to_vm.frames());
     println!(
         "{size} {features:#x}: {done} operations in {:.1?}, {taken} frames taken, {got} delivered, \
-         {} starts, slowest burst {slowest:.1?}",
+         {} starts, {} bursts given back late, slowest burst {slowest:.1?}",
         start.elapsed(),
-        hostile.starts
+        hostile.starts,
+        hostile.late
     );
     // Or this would test nothing.
     assert!(taken > done / 1000 && got > done / 10_000, "{taken} {got}");

@@ -50,6 +50,8 @@ pub fn run(data: &[u8]) {
 struct Sent {
     frames: Vec<Vec<u8>>,
     from: usize,
+    /// Not sent but made by the switch, for a port and for the others.
+    announced: bool,
 }
 
 /// The far side of a port: compares what it gets with what was sent.
@@ -65,7 +67,10 @@ struct Sink {
 impl Outlet for Sink {
     fn deliver(&self, batch: &mut Batch, frames: &[u8], _: &mut Scratch) {
         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(sent.from != self.port, "back to where it came from");
+        assert!(
+            sent.announced || sent.from != self.port,
+            "back to where it came from"
+        );
         assert!(!frames.is_empty());
         let mut bytes = vec![0; MAX_FRAME];
         for i in frames.iter().map(|i| usize::from(*i)) {
@@ -75,6 +80,11 @@ impl Outlet for Sink {
             assert!(tag.is_none() || !self.untagged.load(Ordering::Relaxed));
             let (tagged, got) = without_tag(&bytes[..n], tag.is_some());
             assert_eq!(tagged, tag);
+            if sent.announced {
+                let kind = u16::from_be_bytes([got[12], got[13]]);
+                assert!(matches!(kind, ethernet::TYPE_ARP | ethernet::TYPE_IPV6));
+                continue;
+            }
             let frame = &sent.frames[i];
             let was_tagged = frame[12..14] == [0x81, 0];
             assert!(got == without_tag(frame, was_tagged).1, "a frame changed");
@@ -194,7 +204,7 @@ impl World {
                 let sink = &self.ports[i].sink;
                 sink.ready.fetch_xor(true, Ordering::Relaxed);
             }
-            13 => self.switch.forget_learned(self.ports[i].id),
+            13 => self.control(i, input.u8()),
             14 => {
                 let policy = any_policy(input);
                 let untagged = is_untagged(&policy.vlan);
@@ -217,6 +227,24 @@ impl World {
         black_box(self.switch.duplicates());
     }
 
+    /// What the control plane does about a port, other than to give it another policy.
+    fn control(&mut self, i: usize, op: u8) {
+        let id = self.ports[i].id;
+        match op % 4 {
+            0 => self.switch.forget_learned(id),
+            1 => self.switch.forget_neighbours(id),
+            _ => {
+                *self.sent.lock().unwrap_or_else(PoisonError::into_inner) = Sent {
+                    announced: true,
+                    ..Sent::default()
+                };
+                let before = self.switch.counters().announced;
+                self.switch.announce(id, self.now);
+                self.frames += self.switch.counters().announced - before;
+            }
+        }
+    }
+
     fn burst(&mut self, i: usize, frames: usize, input: &mut Input<'_>) {
         let mut sent = Vec::new();
         while sent.len() < frames && !input.is_empty() {
@@ -232,6 +260,7 @@ impl World {
         *self.sent.lock().unwrap_or_else(PoisonError::into_inner) = Sent {
             frames: sent,
             from: i,
+            announced: false,
         };
         let forwarder = &mut self.ports[i].forwarder;
         forwarder.forward(&mut self.batch, &mut self.scratch, self.now);
