@@ -23,7 +23,6 @@ const VERSION: u64 = 1;
 /// The file of ports in a state directory.
 #[derive(Clone, Debug)]
 pub struct Store {
-    dir: PathBuf,
     path: PathBuf,
 }
 
@@ -38,7 +37,6 @@ impl Store {
     /// The store in `state_dir`, which exists.
     pub fn new(state_dir: &Path) -> Self {
         Self {
-            dir: state_dir.to_owned(),
             path: state_dir.join("ports.json"),
         }
     }
@@ -133,7 +131,7 @@ impl Store {
         });
         saved
             .map_err(io::Error::from)
-            .and_then(|bytes| self.replace(&bytes))
+            .and_then(|bytes| replace_file(&self.path, &bytes))
             .map_err(|error| {
                 let reason = format!("{} cannot be saved: {error}", self.path.display());
                 Refused::new(
@@ -143,21 +141,27 @@ impl Store {
                 )
             })
     }
+}
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let beside = self.path.with_extension("json.new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)?;
-        let written = file.write_all(bytes).and_then(|()| file.sync_all());
-        if let Err(error) = written.and_then(|()| fs::rename(&beside, &self.path)) {
-            let _ = fs::remove_file(&beside);
-            return Err(error);
-        }
-        File::open(&self.dir)?.sync_all()
+/// Replaces a file as a whole: after a crash or a power cut there is the old one or the new one. An
+/// error leaves the old one, unless it is the last sync that failed.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if let Err(error) = written.and_then(|()| fs::rename(&beside, path)) {
+        let _ = fs::remove_file(&beside);
+        return Err(error);
+    }
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
     }
 }
 

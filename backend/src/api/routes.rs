@@ -168,8 +168,9 @@ fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
         (Some(value), None) if value == "*" => Ok(Condition::Exists),
         (Some(_), None) => {
             let lines = headers.get_all(header::IF_MATCH).iter();
-            let tags = lines.filter_map(|line| line.to_str().ok()?.split(',').into());
-            let tags = tags.flatten().map(|tag| tag.trim().to_owned());
+            let lines = lines.filter_map(|line| line.to_str().ok());
+            let tags = lines.flat_map(|line| line.split(','));
+            let tags = tags.map(|tag| tag.trim().to_owned());
             Ok(Condition::Is(tags.collect()))
         }
         (None, Some(_)) => bad("If-None-Match names tags, which is of no use here"),

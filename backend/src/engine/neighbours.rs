@@ -1,10 +1,9 @@
 //! Who is behind a port, kept beside its rings: a restart finds VMs that have not noticed it and
 //! say nothing of themselves.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Weak;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -15,6 +14,8 @@ use log::{debug, warn};
 use serde::{Deserialize, Serialize};
 use tandem_uplink::switch::Neighbour;
 use tandem_uplink::{Now, PortId, Switch};
+
+use crate::store::replace_file;
 
 /// When the neighbours of a port are announced, from when its driver was back. Guests learn at their
 /// own pace that their link is up again, and on that forget what they were told before.
@@ -96,26 +97,12 @@ impl NeighbourFile {
                 router: n.router,
             })
             .collect();
-        let beside = self.beside();
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)?;
-        file.write_all(&serde_json::to_vec(&lines)?)?;
-        // Nothing has to survive a power cut: the VMs do not.
-        fs::rename(&beside, &self.path)
-    }
-
-    fn beside(&self) -> PathBuf {
-        self.path.with_extension("neighbours.new")
+        replace_file(&self.path, &serde_json::to_vec(&lines)?)
     }
 
     /// Removes the file: no VM will come back.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(self.beside());
     }
 }
 
