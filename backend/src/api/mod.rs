@@ -9,7 +9,7 @@
 //! | `/api/v1/vms/NAME` | GET |
 //! | `/metrics` | GET, for Prometheus |
 //!
-//! A port's answer has the tag of its settings (`ETag`). Changes with `If-Match` and that tag are
+//! The answer to GET and PATCH of a port has the tag of its settings (`ETag`). Changes with `If-Match` and that tag are
 //! refused if somebody has changed the port meanwhile; PUT with `If-None-Match: *` creates only.
 //!
 //! Errors are problem details (RFC 9457). Requests are bounded in size and in time.

@@ -116,7 +116,8 @@ async fn put(
             Put::Created => StatusCode::CREATED,
             Put::Replaced => StatusCode::OK,
         };
-        Ok(port(status, &now))
+        // No tag: what is kept is not what was sent, but has its defaults (RFC 9110, 9.3.4).
+        Ok(json(status, &now))
     })
     .await
 }
