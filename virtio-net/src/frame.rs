@@ -281,7 +281,7 @@ impl Batch {
     }
 
     /// Copies frame `i` to the start of `out`, without vnet header. Bytes copied, which are all
-    /// if `out` has [`MAX_FRAME`] bytes.
+    /// if `out` has [`MAX_DELIVERED`] bytes.
     pub fn linearize(&self, i: usize, out: &mut [u8]) -> usize {
         let m = self.meta[i];
         let head = self.head(i);
@@ -535,7 +535,7 @@ mod tests {
     }
 
     fn bytes(b: &Batch) -> Vec<u8> {
-        let mut out = vec![0; MAX_FRAME];
+        let mut out = vec![0; MAX_DELIVERED];
         let n = b.linearize(0, &mut out);
         out.truncate(n);
         out
@@ -601,5 +601,23 @@ mod tests {
         assert_eq!(b.hdr(0), hdr);
         let again = batch_of(&tagged, hdr);
         assert_eq!(again.tag(0), Some(0x2064));
+    }
+
+    #[test]
+    fn the_longest_frame_takes_a_tag() {
+        let frame = numbered(MAX_FRAME);
+        let mut b = batch_of(&frame, NetHdr::default());
+        b.set_tag(0, Some(7));
+        let tagged = bytes(&b);
+        assert_eq!(
+            (tagged.len(), b.frame_len(0)),
+            (MAX_FRAME + 4, MAX_FRAME + 4)
+        );
+        assert_eq!(tagged[16..], frame[12..]);
+        let mut scratch = crate::Scratch::default();
+        let (whole, room) = scratch.rooms();
+        for room in [whole, room] {
+            assert_eq!(b.linearize(0, &mut room[NET_HDR_LEN..]), tagged.len());
+        }
     }
 }

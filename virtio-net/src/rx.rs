@@ -44,7 +44,7 @@ pub struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        let room = || vec![0; NET_HDR_LEN + MAX_FRAME].into_boxed_slice();
+        let room = || vec![0; NET_HDR_LEN + MAX_DELIVERED].into_boxed_slice();
         Self {
             frame: room(),
             segment: room(),

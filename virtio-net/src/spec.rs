@@ -258,5 +258,7 @@ pub const MAX_QUEUE_PAIRS: u16 = 32;
 
 /// Largest frame in a ring: 64 KiB of IP (a segment offload) behind Ethernet and two tags.
 pub const MAX_FRAME: usize = 65535 + 14 + 8;
+/// Largest frame that is delivered: the switch may have put a tag on it.
+pub const MAX_DELIVERED: usize = MAX_FRAME + 4;
 /// Smallest frame that has an Ethernet header (IEEE 802.3 clause 3.1.1; padding is the wire's).
 pub const MIN_FRAME: usize = 14;

@@ -9,7 +9,7 @@ use tandem_uplink::{
     Forwarder, Mac, Now, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, SwitchConfig,
     Vid, VlanPolicy,
 };
-use tandem_virtio_net::spec::{MAX_FRAME, NetHdr};
+use tandem_virtio_net::spec::{MAX_DELIVERED, NetHdr};
 use tandem_virtio_net::wire::{
     arp, checksum, ethernet, icmp, ipv4, ipv6, parse, protocol, tcp, udp, vlan,
 };
@@ -72,7 +72,7 @@ impl Outlet for Sink {
             "back to where it came from"
         );
         assert!(!frames.is_empty());
-        let mut bytes = vec![0; MAX_FRAME];
+        let mut bytes = vec![0; MAX_DELIVERED];
         for i in frames.iter().map(|i| usize::from(*i)) {
             let n = batch.linearize(i, &mut bytes);
             assert_eq!(n, batch.frame_len(i));

@@ -91,7 +91,7 @@ fn read_ours(tap: &Tap, batch: &mut Batch) -> Vec<Vec<u8>> {
         sys::wait_readable(tap.as_fd());
         batch.clear();
         tap.read(batch).unwrap();
-        let mut bytes = vec![0; MAX_FRAME];
+        let mut bytes = vec![0; MAX_DELIVERED];
         let all = (0..batch.len()).map(|i| {
             let n = batch.linearize(i, &mut bytes);
             bytes[..n].to_vec()

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tandem_uplink::{
     Forwarder, Mac, Now, Outlet, PortId, PortSpec, StormLimit, Switch, Vid, VlanPolicy,
 };
-use tandem_virtio_net::spec::{MAX_FRAME, NetHdr};
+use tandem_virtio_net::spec::{MAX_DELIVERED, NetHdr};
 use tandem_virtio_net::{Batch, Counters, DropReason, Scratch};
 
 /// One second of the clock.
@@ -38,7 +38,7 @@ impl Default for Sink {
 
 impl Outlet for Sink {
     fn deliver(&self, batch: &mut Batch, frames: &[u8], _: &mut Scratch) {
-        let mut bytes = vec![0; MAX_FRAME];
+        let mut bytes = vec![0; MAX_DELIVERED];
         for i in frames {
             let n = batch.linearize(usize::from(*i), &mut bytes);
             match read_frame(&bytes[..n]) {
