@@ -97,6 +97,7 @@ fn the_objects_have_the_members_that_were_agreed_on() {
         "state",
         "reason",
         "origin",
+        "profile",
         "session",
         "counters",
         "queues",

@@ -42,7 +42,7 @@ const FILES: &[(&str, usize, &[&str])] = &[
     (
         "[uplinks]\n",
         1,
-        &["no table [uplinks]", "known: port, switch"],
+        &["no table [uplinks]", "known: port, profile, switch"],
     ),
     ("mtu = 1500\n", 1, &["no table [mtu]", "known"]),
     ("port = 3\n", 1, &["port is not a table", "[port.NAME]"]),
@@ -85,7 +85,7 @@ const FILES: &[(&str, usize, &[&str])] = &[
     (
         "[port.a]\nmax_bandwidth = 2\n",
         2,
-        &["max_bandwidth: ", "known: vm, switch, socket"],
+        &["max_bandwidth: ", "known: vm, switch, profile, socket"],
     ),
     (
         "[port.a]\n\n[[port.a.acl]]\naction = 'deny'\n",
@@ -400,6 +400,32 @@ const FILES: &[(&str, usize, &[&str])] = &[
             "/run/tandem/a.sock is port a's already",
             "another path",
         ],
+    ),
+    (
+        "[profile.a]\nmac = \"52:54:00:00:00:01\"\n",
+        2,
+        &["[profile.a]", "mac: ", "shared by ports", "in each port"],
+    ),
+    (
+        "[profile.a]\nmtu = 7\n[port.b]\nprofile = \"a\"\n",
+        2,
+        &["[profile.a]", "mtu: ", "7 is too small", "68 to 65535"],
+    ),
+    (
+        "[profile.a]\n[port.b]\nprofile = \"b\"\n",
+        3,
+        &[
+            "[port.b]",
+            "profile: ",
+            "no profile b",
+            "[profile.b]",
+            "choose of: a",
+        ],
+    ),
+    (
+        "[profile.a]\nvlan = 7\n[port.b]\nprofile = \"a\"\nnative_vlan = 8\n",
+        5,
+        &["[port.b]", "native_vlan: ", "only a trunk"],
     ),
     (
         "[port.a]\ntap = \"t\"\n[port.b]\ntap = \"t\"\n",

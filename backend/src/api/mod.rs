@@ -5,6 +5,7 @@
 //! | `/api/v1/status` | GET |
 //! | `/api/v1/ports` | GET |
 //! | `/api/v1/ports/NAME` | GET, PUT (create or replace), PATCH (RFC 7396), DELETE |
+//! | `/api/v1/ports/NAME/reset` | POST: back to file and command line |
 //! | `/api/v1/vms` | GET |
 //! | `/api/v1/vms/NAME` | GET |
 //! | `/metrics` | GET, for Prometheus |

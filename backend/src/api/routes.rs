@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::error::Category;
@@ -35,6 +35,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
             "/api/v1/ports/{name}",
             get(show).put(put).patch(patch).delete(remove),
         )
+        .route("/api/v1/ports/{name}/reset", post(reset))
         .route("/api/v1/vms", get(vms))
         .route("/api/v1/vms/{name}", get(vm))
         .route("/metrics", get(metrics))
@@ -150,6 +151,15 @@ async fn remove(State(control): Shared, Path(name): Path<String>, headers: Heade
                 json(StatusCode::OK, &serde_json::json!({"note": note}))
             }
         })
+    })
+    .await
+}
+
+async fn reset(State(control): Shared, Path(name): Path<String>, headers: HeaderMap) -> Answer {
+    let condition = condition(&headers)?;
+    blocking(move || {
+        let now = control.reset(&name, &condition)?;
+        Ok(port(StatusCode::OK, &now))
     })
     .await
 }

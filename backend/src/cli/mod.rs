@@ -197,6 +197,16 @@ impl Session {
         )?)
     }
 
+    fn post(&self, path: &str) -> Result<String, Failure> {
+        Ok(client::request(
+            &self.socket,
+            Method::POST,
+            path,
+            false,
+            None,
+        )?)
+    }
+
     fn delete(&self, path: &str) -> Result<String, Failure> {
         Ok(client::request(
             &self.socket,

@@ -46,6 +46,11 @@ pub(super) fn command() -> Command {
                 ),
         )
         .subcommand(
+            Command::new("reset")
+                .about("Drop what was changed over the API: back to file and command line")
+                .arg(name()),
+        )
+        .subcommand(
             Command::new("remove")
                 .visible_alias("del")
                 .about(
@@ -85,6 +90,15 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
         }
         Some(("add", matches)) => add(matches),
         Some(("set", matches)) => set(matches),
+        Some(("reset", matches)) => {
+            let name = name(matches)?;
+            let session = Session::new(matches)?;
+            let text = session.post(&format!("{}/reset", path(name)))?;
+            if session.json {
+                return Ok(text + "\n");
+            }
+            Ok(format!("port {name} is what file and command line say\n"))
+        }
         Some(("remove", matches)) => {
             let name = name(matches)?;
             let session = Session::new(matches)?;

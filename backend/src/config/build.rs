@@ -1,5 +1,5 @@
-//! From what the sources say to what is: the API's word on a port, else defaults, file and command
-//! line, in this order.
+//! From what the sources say to what is: the API's word on a port, else file and command line, in
+//! this order; below these the profile that the port names, and the defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,8 +7,22 @@ use std::path::Path;
 use super::layer::place_of;
 use super::value::Bad;
 use super::{
-    Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, SwitchConfig, check,
+    Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, Profiles, SwitchConfig,
+    check,
 };
+
+/// What a port is checked against.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// The switches there are.
+    pub switches: &'a BTreeMap<String, SwitchConfig>,
+    /// The profiles there are, each sound.
+    pub profiles: &'a Profiles,
+    /// The ports there are. One of the same name may be among them, and is to be replaced.
+    pub ports: &'a BTreeMap<String, PortConfig>,
+    /// Where relative sockets are.
+    pub run_dir: &'a Path,
+}
 
 /// Puts the file and the command line together, key by key; the command line wins. Ports that the
 /// `overlay` sets are left to [`add_overlay`], and those that it removes have no file. `run_dir` is
@@ -26,9 +40,14 @@ pub fn build(
     switches.entry(DEFAULT_SWITCH.to_owned()).or_default();
     let mut config = Config {
         switches,
+        profiles: file.profiles.clone(),
         ..Config::default()
     };
     let mut problems = repeated(line);
+    for profile in file.profiles.values() {
+        // Once here, and not again for each port that names it.
+        profile.apply(&mut PortConfig::new(profile.name()), &mut problems);
+    }
     let names: BTreeSet<&str> = (file.ports.keys().map(String::as_str))
         .chain(line.iter().map(|layer| layer.name.as_str()))
         .filter(|name| !matches!(overlay.get(*name), Some(Some(_))))
@@ -42,7 +61,7 @@ pub fn build(
         if layers.is_empty() {
             continue;
         }
-        let (port, wrong) = merge(&layers, &config.switches, &config.ports, run_dir);
+        let (port, wrong) = merge(&layers, config.known(run_dir));
         if wrong.is_empty() {
             config.ports.insert(name.to_owned(), port);
         }
@@ -52,6 +71,18 @@ pub fn build(
         Ok(config)
     } else {
         Err(problems)
+    }
+}
+
+impl Config {
+    /// What this has, to check a port against.
+    pub(crate) fn known<'a>(&'a self, run_dir: &'a Path) -> Known<'a> {
+        Known {
+            switches: &self.switches,
+            profiles: &self.profiles,
+            ports: &self.ports,
+            run_dir,
+        }
     }
 }
 
@@ -76,7 +107,7 @@ pub fn add_overlay(config: &mut Config, overlay: &Overlay, run_dir: &Path) {
         let Some(layer) = layer.as_ref().filter(|_| !config.ports.contains_key(name)) else {
             continue;
         };
-        let (port, wrong) = merge(&[layer], &config.switches, &config.ports, run_dir);
+        let (port, wrong) = merge(&[layer], config.known(run_dir));
         match wrong.into_iter().next() {
             None => drop(config.ports.insert(name.clone(), port)),
             Some(first) => config.set_aside.push((port, first.refused)),
@@ -84,18 +115,12 @@ pub fn add_overlay(config: &mut Config, overlay: &Overlay, run_dir: &Path) {
     }
 }
 
-/// Makes one port of what one source says, checked against the `others`. One of the same name may
-/// be among them, and is to be replaced.
+/// Makes one port of what its sources say, those that win last.
 ///
 /// # Errors
 /// All problems of the port.
-pub fn build_port(
-    layer: &Layer,
-    switches: &BTreeMap<String, SwitchConfig>,
-    others: &BTreeMap<String, PortConfig>,
-    run_dir: &Path,
-) -> Result<PortConfig, Vec<Problem>> {
-    let (port, problems) = merge(&[layer], switches, others, run_dir);
+pub fn build_port(layers: &[&Layer], known: Known<'_>) -> Result<PortConfig, Vec<Problem>> {
+    let (port, problems) = merge(layers, known);
     if problems.is_empty() {
         Ok(port)
     } else {
@@ -104,25 +129,30 @@ pub fn build_port(
 }
 
 /// The port as far as it can be made out, and all that is wrong with it.
-fn merge(
-    layers: &[&Layer],
-    switches: &BTreeMap<String, SwitchConfig>,
-    others: &BTreeMap<String, PortConfig>,
-    run_dir: &Path,
-) -> (PortConfig, Vec<Problem>) {
+fn merge(layers: &[&Layer], known: Known<'_>) -> (PortConfig, Vec<Problem>) {
     let name = layers.first().map_or("", |layer| layer.name.as_str());
     let mut port = PortConfig::new(name);
     let mut problems = Vec::new();
+    let mut all = layers.to_vec();
+    let profile = layers
+        .iter()
+        .rev()
+        .find_map(|layer| layer.text_of("profile"));
+    if let Some(profile) = profile.and_then(|name| known.profiles.get(name)) {
+        // What is wrong with it was found where it is written.
+        profile.apply(&mut port, &mut Vec::new());
+        all.insert(0, profile);
+    }
     for layer in layers {
         layer.apply(&mut port, &mut problems);
     }
-    let mut crossed = check::port(&port, run_dir);
-    crossed.extend(check::among(&port, others.values(), switches, run_dir));
+    let mut crossed = check::port(&port, known.run_dir);
+    crossed.extend(check::among(&port, known));
     // A key that is wrong by itself has its default here: what follows from that would mislead.
     let known = |key: &Option<String>| problems.iter().any(|p: &Problem| p.refused.field == *key);
     crossed.retain(|refused| !known(&refused.field));
     problems.extend(crossed.into_iter().map(|refused| Problem {
-        place: place_of(layers, refused.field.as_deref()).to_owned(),
+        place: place_of(&all, refused.field.as_deref()).to_owned(),
         refused,
     }));
     (port, problems)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::{PortConfig, SocketRole, SwitchConfig};
+use super::{Known, PortConfig, SocketRole};
 use crate::control::{Refused, RefusedKind};
 
 /// Bytes of a socket's path, without the final NUL (`sun_path` in unix(7)).
@@ -134,24 +134,30 @@ fn socket(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
     wrong
 }
 
-/// Checks one port against the others and the switches.
-pub(crate) fn among<'a>(
-    port: &PortConfig,
-    others: impl Iterator<Item = &'a PortConfig>,
-    switches: &BTreeMap<String, SwitchConfig>,
-    run_dir: &Path,
-) -> Vec<Refused> {
-    let mut wrong = Vec::new();
-    if !switches.contains_key(&port.switch) {
-        let names: Vec<&str> = switches.keys().map(String::as_str).collect();
-        let reason = format!("there is no switch {}", port.switch);
-        let remedy = format!(
-            "add [switch.{}] to the configuration file, or choose of: {}",
-            port.switch,
-            names.join(", ")
-        );
-        wrong.push(invalid("switch", reason, remedy));
+/// Whether a table of the configuration file is there.
+fn is_there<T>(tables: &BTreeMap<String, T>, key: &str, name: &str) -> Result<(), Refused> {
+    if tables.contains_key(name) {
+        return Ok(());
     }
+    let names: Vec<&str> = tables.keys().map(String::as_str).collect();
+    let choice = match names.join(", ") {
+        names if names.is_empty() => String::new(),
+        names => format!(", or choose of: {names}"),
+    };
+    let reason = format!("there is no {key} {name}");
+    let remedy = format!("add [{key}.{name}] to the configuration file{choice}");
+    Err(invalid(key, reason, remedy))
+}
+
+/// Checks one port against the other ports, the switches and the profiles.
+pub(crate) fn among(port: &PortConfig, known: Known<'_>) -> Vec<Refused> {
+    let run_dir = known.run_dir;
+    let mut wrong = Vec::new();
+    wrong.extend(is_there(known.switches, "switch", &port.switch).err());
+    if let Some(profile) = &port.profile {
+        wrong.extend(is_there(known.profiles, "profile", profile).err());
+    }
+    let others = known.ports.values();
     for other in others.filter(|other| other.name != port.name) {
         let taken = |key: &str, what: String, remedy: &str| {
             let reason = format!("{what} is port {}'s already", other.name);

@@ -7,8 +7,8 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, PORT_KEYS, SWITCH_KEYS, nearest};
-use super::layer::Layer;
+use super::keys::{self, OWN_KEYS, PORT_KEYS, SWITCH_KEYS, nearest};
+use super::layer::{Layer, Profiles};
 use super::value::{self, Bad};
 use super::{Origin, Problem, SwitchConfig};
 
@@ -17,6 +17,8 @@ use super::{Origin, Problem, SwitchConfig};
 pub struct File {
     /// The switches it names.
     pub switches: BTreeMap<String, SwitchConfig>,
+    /// The profiles it names.
+    pub profiles: Profiles,
     /// The ports it names.
     pub ports: BTreeMap<String, Layer>,
 }
@@ -73,18 +75,41 @@ impl File {
                     file.switches
                         .insert(name.to_owned(), source.switch(at, table, problems));
                 }),
+                "profile" => {
+                    source.each(
+                        key,
+                        value,
+                        problems,
+                        |at, name, table, problems| match source.layer(
+                            at,
+                            name,
+                            Origin::Profile,
+                            table,
+                            problems,
+                        ) {
+                            Ok(layer) => drop(file.profiles.insert(name.to_owned(), layer)),
+                            Err(bad) => problems.extend(bad),
+                        },
+                    )
+                }
                 "port" => source.each(
                     key,
                     value,
                     problems,
-                    |at, name, table, problems| match source.port(at, name, table, problems) {
+                    |at, name, table, problems| match source.layer(
+                        at,
+                        name,
+                        Origin::File,
+                        table,
+                        problems,
+                    ) {
                         Ok(layer) => drop(file.ports.insert(name.to_owned(), layer)),
                         Err(bad) => problems.extend(bad),
                     },
                 ),
                 other => {
                     let reason = format!("there is no table [{other}]");
-                    let bad = Bad::new(reason, nearest(other, &["port", "switch"]));
+                    let bad = Bad::new(reason, nearest(other, &["port", "profile", "switch"]));
                     problems.push(bad.at(&source.line(key.span().start), None));
                 }
             }
@@ -156,17 +181,23 @@ impl Source<'_> {
         switch
     }
 
-    fn port(
+    /// The settings of a port or of a profile.
+    fn layer(
         &self,
         at: &str,
         name: &str,
+        origin: Origin,
         table: &DeTable<'_>,
         problems: &mut Vec<Problem>,
     ) -> Result<Layer, Vec<Problem>> {
-        let mut layer = Layer::empty(name, Origin::File, at.to_owned())?;
+        let mut layer = Layer::empty(name, origin, at.to_owned())?;
         for (key, value) in table {
             let place = self.key_place(at, key);
             match keys::find(PORT_KEYS, key.get_ref()) {
+                Ok(key) if origin == Origin::Profile && OWN_KEYS.contains(&key.name) => {
+                    let bad = Bad::new("a profile is shared by ports", "set it in each port");
+                    problems.push(bad.at(&place, Some(key.name)));
+                }
                 Ok(key) => layer.push(key, json(value.get_ref()), place),
                 Err(bad) => problems.push(bad.at(&place, Some(key.get_ref()))),
             }

@@ -51,6 +51,13 @@ pub static PORT_KEYS: &[Key<PortConfig>] = &[
         set: |port, value| put(&mut port.switch, name(value)),
     },
     Key {
+        name: "profile",
+        kind: Kind::Text,
+        value: "NAME",
+        help: "profile of the configuration file: settings that the port does not have itself",
+        set: |port, value| put(&mut port.profile, name(value).map(Some)),
+    },
+    Key {
         name: "socket",
         kind: Kind::Text,
         value: "PATH",
@@ -164,6 +171,9 @@ pub static PORT_KEYS: &[Key<PortConfig>] = &[
         },
     },
 ];
+
+/// Keys that no two ports share, and so no profile has.
+pub(super) const OWN_KEYS: [&str; 5] = ["vm", "profile", "socket", "tap", "mac"];
 
 /// The settings of a switch.
 pub static SWITCH_KEYS: &[Key<SwitchConfig>] = &[

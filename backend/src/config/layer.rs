@@ -133,6 +133,15 @@ impl Layer {
         Ok(())
     }
 
+    /// The value of a key, if it is text.
+    pub(super) fn text_of(&self, key: &str) -> Option<&str> {
+        let mut named = self
+            .settings
+            .iter()
+            .filter(|setting| setting.key.name == key);
+        named.next().and_then(|setting| setting.value.as_str())
+    }
+
     /// The settings as a JSON object.
     pub fn to_json(&self) -> Map<String, Value> {
         self.settings
@@ -172,6 +181,9 @@ pub(super) fn place_of<'a>(layers: &[&'a Layer], key: Option<&str>) -> &'a str {
         (None, None) => "",
     }
 }
+
+/// Profiles by name.
+pub type Profiles = BTreeMap<String, Layer>;
 
 /// Ports over the API: settings that replace what file and command line say, or `None` for a port of
 /// the file that was removed.

@@ -24,10 +24,10 @@ use serde_json::{Map, Value};
 use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 
-pub use build::{add_overlay, build, build_port};
+pub use build::{Known, add_overlay, build, build_port};
 pub use file::File;
 pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
-pub use layer::{Layer, Overlay, flag_value};
+pub use layer::{Layer, Overlay, Profiles, flag_value};
 
 use crate::control::Refused;
 
@@ -40,6 +40,8 @@ pub const DEFAULT_SWITCH: &str = "default";
 pub enum Origin {
     /// Nobody set it.
     Default,
+    /// The profile that the port names.
+    Profile,
     /// The configuration file.
     File,
     /// `--port`, or the flag of that name.
@@ -52,6 +54,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Default => "default",
+            Self::Profile => "profile",
             Self::File => "file",
             Self::Api => "api",
             Self::CommandLine => "command line",
@@ -81,6 +84,8 @@ pub struct PortConfig {
     pub vm: String,
     /// The switch it is on.
     pub switch: String,
+    /// The profile that has the settings which the port does not have itself.
+    pub profile: Option<String>,
     /// The vhost-user socket, an absolute path or relative to the run directory; absent:
     /// `NAME.sock`. See [`PortConfig::socket_path`].
     pub socket: Option<PathBuf>,
@@ -128,6 +133,7 @@ impl PortConfig {
             name: name.to_owned(),
             vm: name.to_owned(),
             switch: DEFAULT_SWITCH.to_owned(),
+            profile: None,
             socket: None,
             socket_role: SocketRole::Listen,
             socket_group: None,
@@ -154,12 +160,14 @@ impl PortConfig {
         inherited(self) == inherited(other) && value(self) == value(other)
     }
 
-    /// The settings that somebody set, as the API takes them.
+    /// The settings that somebody set for this port, as the API takes them.
     pub(crate) fn settings(&self) -> Map<String, Value> {
         let all = serde_json::to_value(self).unwrap_or_default();
-        self.origin
-            .keys()
-            .map(|key| ((*key).to_owned(), all[*key].clone()))
+        let own = self
+            .origin
+            .iter()
+            .filter(|(_, origin)| **origin != Origin::Profile);
+        own.map(|(key, _)| ((*key).to_owned(), all[*key].clone()))
             .collect()
     }
 
@@ -175,6 +183,8 @@ impl PortConfig {
     /// Whether they differ in nothing, or only in what the switch makes of the port's frames.
     pub(crate) fn differs_in_policy_only(&self, other: &Self) -> bool {
         let like_other = Self {
+            // What it gives stands in the other keys.
+            profile: other.profile.clone(),
             mac: other.mac,
             vlan: other.vlan,
             trunk_vlans: other.trunk_vlans.clone(),
@@ -229,6 +239,8 @@ pub fn valid_name(name: &str) -> Result<(), Refused> {
 pub struct Config {
     /// The switches by name; `default` is always one.
     pub switches: BTreeMap<String, SwitchConfig>,
+    /// The profiles by name.
+    pub profiles: Profiles,
     /// The ports by name.
     pub ports: BTreeMap<String, PortConfig>,
     /// Ports set over the API that cannot be made any more, and why.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{File, Layer, Origin, Overlay, PORT_KEYS, build, build_port};
+use super::{File, Known, Layer, Origin, Overlay, PORT_KEYS, build, build_port};
 use crate::config::SwitchConfig;
 
 /// A key, or a word near one, and a value that fits it or does not.
@@ -48,7 +48,7 @@ proptest! {
 
     #[test]
     fn any_text_of_a_file_is_taken_or_refused(
-        text in "(\\[(port|switch)(\\.[a-b])?\\]\n|[a-z_]{1,8} ?= ?[^\n]{0,9}\n|\\PC{0,9}\n){0,6}",
+        text in "(\\[(port|profile|switch)(\\.[a-b])?\\]\n|[a-z_]{1,8} ?= ?[^\n]{0,9}\n|\\PC{0,9}\n){0,6}",
     ) {
         let mut problems = Vec::new();
         match File::parse(&text, "f", &mut problems) {
@@ -67,7 +67,13 @@ proptest! {
         settings in proptest::collection::vec(setting(), 0..5),
     ) {
         let switches = BTreeMap::from([("default".to_owned(), SwitchConfig::default())]);
-        let port = |layer: &Layer| build_port(layer, &switches, &BTreeMap::new(), Path::new("/r"));
+        let known = Known {
+            switches: &switches,
+            profiles: &BTreeMap::new(),
+            ports: &BTreeMap::new(),
+            run_dir: Path::new("/r"),
+        };
+        let port = |layer: &Layer| build_port(&[layer], known);
         let line = settings.iter().fold("p".to_owned(), |line, (k, v)| format!("{line},{k}={v}"));
         let Ok(layer) = Layer::from_line(&line) else { return Ok(()) };
         let Ok(before) = port(&layer) else { return Ok(()) };

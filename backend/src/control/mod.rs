@@ -7,7 +7,7 @@ mod tests;
 use crate::config::PortConfig;
 use crate::status::{PortStatus, SwitchesStatus, VmUsage};
 
-pub use ports::{Condition, Control, Places, Put, Reloaded, Removed, Setup};
+pub use ports::{Base, Condition, Control, Put, Reloaded, Removed, Setup};
 
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

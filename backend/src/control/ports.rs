@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::{Engine, Refused, RefusedKind};
 use crate::config::{
-    Config, Layer, Origin, Overlay, PORT_KEYS, PortConfig, SwitchConfig, build_port,
+    Config, Known, Layer, Origin, Overlay, PORT_KEYS, PortConfig, Problem, Profiles, SwitchConfig,
+    build_port,
 };
 use crate::status::{Port, PortState, PortStatus, PortsTotal, Status, Vm};
 use crate::store::Store;
@@ -24,8 +25,8 @@ pub struct Setup {
     pub engine: Arc<dyn Engine>,
     /// What to begin with.
     pub config: Config,
-    /// Where else ports are named.
-    pub places: Places,
+    /// What is named elsewhere than over the API.
+    pub base: Base,
     /// What was set over the API before.
     pub overlay: Overlay,
     /// Where that is saved.
@@ -34,18 +35,37 @@ pub struct Setup {
     pub run_dir: PathBuf,
 }
 
-/// Ports that are named where the API cannot change it.
+/// What is said where the API cannot change it, as it was last read.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// In the configuration file.
-    pub file: BTreeSet<String>,
-    /// On the command line.
-    pub line: BTreeSet<String>,
+pub struct Base {
+    /// Profiles of the configuration file.
+    pub profiles: Profiles,
+    /// Ports of the configuration file.
+    pub file: BTreeMap<String, Layer>,
+    /// Ports of the command line.
+    pub line: BTreeMap<String, Layer>,
+    /// The port of `--socket-path` or `--fd`.
+    pub program: Option<PortConfig>,
 }
 
-impl Places {
-    fn name(&self, port: &str) -> bool {
-        self.file.contains(port) || self.line.contains(port)
+impl Base {
+    fn names(&self, port: &str) -> bool {
+        self.file.contains_key(port) || self.is_on_line(port)
+    }
+
+    fn is_on_line(&self, port: &str) -> bool {
+        let program = self.program.as_ref().map(|port| port.name.as_str());
+        self.line.contains_key(port) || program == Some(port)
+    }
+
+    /// The port without what was set over the API; `None` if it is not named here.
+    fn port(&self, name: &str, known: Known<'_>) -> Option<Result<PortConfig, Vec<Problem>>> {
+        if let Some(program) = self.program.as_ref().filter(|port| port.name == name) {
+            return Some(Ok(program.clone()));
+        }
+        let layers = self.file.get(name).into_iter().chain(self.line.get(name));
+        let layers: Vec<&Layer> = layers.collect();
+        (!layers.is_empty()).then(|| build_port(&layers, known))
     }
 }
 
@@ -109,7 +129,7 @@ pub enum Put {
 pub struct Control {
     engine: Arc<dyn Engine>,
     switches: BTreeMap<String, SwitchConfig>,
-    places: RwLock<Places>,
+    base: RwLock<Base>,
     /// Ports of the command line that were removed since the start.
     removed_lines: Mutex<BTreeSet<String>>,
     store: Store,
@@ -134,7 +154,7 @@ impl Control {
         let Setup {
             engine,
             config,
-            places,
+            base,
             overlay,
             store,
             run_dir,
@@ -142,7 +162,7 @@ impl Control {
         let control = Self {
             engine,
             switches: config.switches,
-            places: RwLock::new(places),
+            base: RwLock::new(base),
             removed_lines: Mutex::default(),
             store,
             run_dir,
@@ -162,7 +182,7 @@ impl Control {
         }
         for (_, port) in set {
             match control.add(&port) {
-                Ok(()) if control.read_places().name(&port.name) => log::info!(
+                Ok(()) if control.read_base().names(&port.name) => log::info!(
                     "port {}: its settings are those of the API, not of file or command line",
                     port.name
                 ),
@@ -179,7 +199,8 @@ impl Control {
     /// Whether the port's settings are those of the overlay.
     fn was_set(&self, port: &PortConfig) -> bool {
         let entry = self.change().get(&port.name).is_some_and(Option::is_some);
-        entry && port.origin.values().all(|origin| *origin == Origin::Api)
+        let theirs = |origin: &Origin| matches!(origin, Origin::Api | Origin::Profile);
+        entry && port.origin.values().all(theirs)
     }
 
     fn add(&self, port: &PortConfig) -> Result<(), Refused> {
@@ -293,15 +314,60 @@ impl Control {
     ) -> Result<(Layer, PortConfig), Vec<Refused>> {
         let layer = Layer::from_json(name, Origin::Api, "", settings);
         let built = layer.and_then(|layer| {
-            let port = build_port(&layer, &self.switches, &self.read(), &self.run_dir)?;
+            let ports = self.read();
+            let base = self.read_base();
+            let port = build_port(&[&layer], self.known(&base, &ports))?;
             Ok((layer, port))
         });
-        built.map_err(|problems| {
-            problems
-                .into_iter()
-                .map(|problem| problem.refused)
-                .collect()
-        })
+        built.map_err(refusals)
+    }
+
+    fn known<'a>(&'a self, base: &'a Base, ports: &'a BTreeMap<String, PortConfig>) -> Known<'a> {
+        Known {
+            switches: &self.switches,
+            profiles: &base.profiles,
+            ports,
+            run_dir: &self.run_dir,
+        }
+    }
+
+    /// Forgets what was set over the API for the port `name`, so that it is again what file and
+    /// command line say, as they were last read; one that was removed comes back. Saved before this
+    /// returns.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` if neither file nor command line names it; `Stale` if the condition is
+    /// not met; or why the port could not be made. Then nothing changed.
+    pub fn reset(&self, name: &str, condition: &Condition) -> Result<Port, Vec<Refused>> {
+        let mut overlay = self.change();
+        let old = self.read().get(name).cloned();
+        let aside = self.aside(name);
+        let port = old.as_ref().or(aside.as_ref());
+        let new = {
+            let (ports, base) = (self.read(), self.read_base());
+            base.port(name, self.known(&base, &ports))
+        };
+        let new = match (new, port) {
+            (Some(new), _) => new.map_err(refusals)?,
+            (None, None) => return Err(vec![not_found(name)]),
+            (None, Some(_)) => {
+                let reason = format!("port {name} is neither in the file nor on the command line");
+                let remedy = format!("set it anew, or: tandem port remove {name}");
+                let refused = Refused::new(RefusedKind::Conflict, reason, remedy);
+                return Err(vec![refused.about("name")]);
+            }
+        };
+        condition.check(name, port).map_err(|stale| vec![stale])?;
+        let mut next = overlay.clone();
+        next.remove(name);
+        self.commit(&mut overlay, next, old.as_ref(), Some(new.clone()))
+            .map_err(|refused| vec![refused])?;
+        self.removed_lines().remove(name);
+        log::info!(
+            "port {name}: reset over the API, {}",
+            self.whereabouts(&new)
+        );
+        Ok(self.port_of(&new, self.engine.port(name)))
     }
 
     /// Ends the port `name`; one of the configuration file stays away at later starts, too.
@@ -320,13 +386,13 @@ impl Control {
         condition.check(name, port)?;
         let mut next = overlay.clone();
         next.remove(name);
-        if self.read_places().file.contains(name) {
+        if self.read_base().file.contains_key(name) {
             next.insert(name.to_owned(), None);
         }
         self.commit(&mut overlay, next, old.as_ref(), None)?;
         self.write_aside().remove(name);
         log::info!("port {name}: removed over the API");
-        Ok(if self.read_places().line.contains(name) {
+        Ok(if self.read_base().is_on_line(name) {
             self.removed_lines().insert(name.to_owned());
             Removed::UntilRestart
         } else {
@@ -557,17 +623,24 @@ impl Control {
         (self.removed_lines.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_places(&self) -> std::sync::RwLockReadGuard<'_, Places> {
-        self.places.read().unwrap_or_else(PoisonError::into_inner)
+    fn read_base(&self) -> std::sync::RwLockReadGuard<'_, Base> {
+        self.base.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_places(&self) -> std::sync::RwLockWriteGuard<'_, Places> {
-        self.places.write().unwrap_or_else(PoisonError::into_inner)
+    fn write_base(&self) -> std::sync::RwLockWriteGuard<'_, Base> {
+        self.base.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, PortConfig>> {
         self.ports.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn refusals(problems: Vec<Problem>) -> Vec<Refused> {
+    problems
+        .into_iter()
+        .map(|problem| problem.refused)
+        .collect()
 }
 
 fn not_found(name: &str) -> Refused {

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Condition, Control, Engine, Places, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
+    Base, Condition, Control, Engine, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
 };
-use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
+use crate::config::{
+    Config, File, Layer, Origin, Overlay, PortConfig, Problem, add_overlay, build,
+};
 use crate::status::{PortStatus, SwitchesStatus, VmUsage};
 use crate::store::Store;
 
@@ -138,14 +140,11 @@ fn start(dir: tempfile::TempDir, line: &[&str]) -> Result<Bench, (String, Refuse
     let mut config: Config = build(&file, &overlay, &line, dir.path()).unwrap();
     add_overlay(&mut config, &overlay, dir.path());
     let engine = Arc::new(Fake::default());
-    let places = Places {
-        file: file.ports.into_keys().collect(),
-        line: line.iter().map(|layer| layer.name().to_owned()).collect(),
-    };
+    let base = base(file, line);
     let control = Control::start(Setup {
         engine: engine.clone(),
         config,
-        places,
+        base,
         overlay,
         store,
         run_dir: dir.path().to_owned(),
@@ -158,6 +157,16 @@ fn start(dir: tempfile::TempDir, line: &[&str]) -> Result<Bench, (String, Refuse
         engine,
         control,
     })
+}
+
+fn base(file: File, line: Vec<Layer>) -> Base {
+    let named = |layer: Layer| (layer.name().to_owned(), layer);
+    Base {
+        profiles: file.profiles,
+        file: file.ports,
+        line: line.into_iter().map(named).collect(),
+        program: None,
+    }
 }
 
 fn restarted(bench: Bench, line: &[&str]) -> Bench {
@@ -490,11 +499,7 @@ fn reload(bench: &Bench, file: &str) -> Result<Reloaded, Vec<Problem>> {
         }
         let mut config = build(&file, overlay, &[], bench.dir.path())?;
         add_overlay(&mut config, overlay, bench.dir.path());
-        let places = Places {
-            file: file.ports.into_keys().collect(),
-            line: BTreeSet::new(),
-        };
-        Ok((config, places))
+        Ok((config, base(file, Vec::new())))
     })
 }
 
@@ -566,7 +571,7 @@ fn a_reload_that_fails_changes_nothing() {
 }
 
 #[test]
-fn a_reload_sets_aside_what_the_api_has_set_and_cannot_be_any_more() {
+fn a_reload_that_would_end_a_port_of_the_api_is_refused() {
     let bench = bench();
     let mac = json!({"mac": "52:54:00:00:00:01"});
     bench
@@ -574,16 +579,89 @@ fn a_reload_sets_aside_what_the_api_has_set_and_cannot_be_any_more() {
         .put("db1", &settings(mac), &Condition::Always)
         .unwrap();
     let taken = "[port.web1]\nmtu = 2000\nmac = \"52:54:00:00:00:01\"\n";
-    let reloaded = reload(&bench, taken).unwrap();
-    assert_eq!((reloaded.changed, reloaded.removed), (1, 1));
+    let before = bench.engine.ports();
+    let problems = reload(&bench, taken).unwrap_err();
+    let words = problems[0].to_string();
+    assert!(words.contains("port db1, set over the API") && words.contains("web1's already"));
+    assert_eq!(bench.engine.ports(), before);
+    // One that does not run keeps nothing from being made.
+    let bench = restarted(bench, &["line,mac=52:54:00:00:00:01"]);
     let aside = bench.control.port("db1").unwrap();
     assert!(aside.running.reason.unwrap().contains("52:54:00:00:00:01"));
-    // It comes back when it can.
     assert_eq!(
         reload(&bench, "[port.web1]\nmtu = 2000\n").unwrap().added,
         1
     );
     assert_eq!(bench.control.port("db1").unwrap().running.reason, None);
+}
+
+#[test]
+fn a_reset_port_is_what_file_and_command_line_say() {
+    let bench = restarted(bench(), &["line,mtu=1600"]);
+    let put = |name: &str, mtu: u16| {
+        let settings = settings(json!({"mtu": mtu}));
+        bench
+            .control
+            .put(name, &settings, &Condition::Always)
+            .unwrap();
+    };
+    for (name, mtu) in [("line", 1600), ("web1", 2000)] {
+        put(name, 3000);
+        let port = bench.control.reset(name, &Condition::Always).unwrap();
+        assert_eq!(port.config.mtu, mtu, "{name}");
+        assert_ne!(port.origin["mtu"], Origin::Api);
+        // What was removed comes back, and what nobody changed stays.
+        bench.control.remove(name, &Condition::Always).unwrap();
+        bench.control.reset(name, &Condition::Always).unwrap();
+        bench.engine.calls();
+        bench.control.reset(name, &Condition::Always).unwrap();
+        assert_eq!(bench.engine.calls(), Vec::<String>::new());
+    }
+    put("web9", 3000);
+    let refused = bench.control.reset("web9", &Condition::Always).unwrap_err();
+    assert_eq!(refused[0].kind, RefusedKind::Conflict);
+    let refused = bench
+        .control
+        .reset("nobody", &Condition::Always)
+        .unwrap_err();
+    assert_eq!(refused[0].kind, RefusedKind::NotFound);
+    let stale = Condition::Is(vec!["\"0\"".to_owned()]);
+    let refused = bench.control.reset("web1", &stale).unwrap_err();
+    assert_eq!(refused[0].kind, RefusedKind::Stale);
+    let bench = restarted(bench, &["line,mtu=1600"]);
+    let running = ports(&[("line", 1600), ("web1", 2000), ("web9", 3000)]);
+    assert_eq!(bench.engine.ports(), running);
+}
+
+#[test]
+fn a_profile_gives_what_a_port_does_not_have_itself() {
+    let bench = bench();
+    let file = |mtu: u16| {
+        format!("[profile.big]\nmtu = {mtu}\nvlan = 7\n[port.web1]\nprofile = \"big\"\nvlan = 8\n")
+    };
+    reload(&bench, &file(4000)).unwrap();
+    let web1 = bench.control.port("web1").unwrap();
+    assert_eq!((web1.config.mtu, web1.config.vlan), (4000, Some(8)));
+    assert_eq!(
+        (web1.origin["mtu"], web1.origin["vlan"]),
+        (Origin::Profile, Origin::File)
+    );
+    // Over the API as well, and what is the profile's stays the profile's.
+    let names_it = settings(json!({"profile": "big"}));
+    bench
+        .control
+        .put("web9", &names_it, &Condition::Always)
+        .unwrap();
+    let vlan = settings(json!({"vlan": 9}));
+    bench
+        .control
+        .patch("web9", &vlan, &Condition::Always)
+        .unwrap();
+    assert_eq!(reload(&bench, &file(5000)).unwrap().changed, 2);
+    let web9 = bench.control.port("web9").unwrap();
+    assert_eq!((web9.config.mtu, web9.config.vlan), (5000, Some(9)));
+    let gone = reload(&bench, "[port.web1]\n").unwrap_err();
+    assert!(gone[0].to_string().contains("there is no profile big"));
 }
 
 #[test]
@@ -623,11 +701,7 @@ fn a_port_of_the_command_line_that_was_removed_stays_away_until_the_next_start()
         bench.control.reload(|overlay| {
             let line = [Layer::from_line("line").unwrap()];
             let config = build(&File::default(), overlay, &line, bench.dir.path())?;
-            let places = Places {
-                file: BTreeSet::new(),
-                line: BTreeSet::from(["line".to_owned()]),
-            };
-            Ok((config, places))
+            Ok((config, base(File::default(), line.into())))
         })
     };
     again().unwrap();

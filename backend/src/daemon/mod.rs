@@ -20,7 +20,7 @@ pub use program::CAPABILITIES;
 use crate::api::{self, ApiSocket};
 use crate::config::check::{among, port as check_port};
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
-use crate::control::{Control, Places, Refused, RefusedKind, Reloaded, Setup};
+use crate::control::{Base, Control, Refused, RefusedKind, Reloaded, Setup};
 use crate::engine::{self, EngineOptions};
 use crate::store::Store;
 use crate::{cpus, daemon::dirs::OwnDir};
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         .map_err(one)?;
     let store = Store::new(&state_dir);
     let overlay = store.load()?;
-    let (config, places) = sources.build(&overlay, &run_dir)?;
+    let (config, base) = sources.build(&overlay, &run_dir)?;
     let cpus = data_cpus(args).map_err(one)?;
     let socket = ApiSocket::open(&run_dir).map_err(one)?;
     let metrics = args.metrics_listen.map(metrics_listener).transpose();
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let setup = Setup {
         engine,
         config,
-        places,
+        base,
         overlay,
         store,
         run_dir,
@@ -158,12 +158,8 @@ impl Sources {
         })
     }
 
-    /// The configuration, and where the user wrote which port.
-    fn build(
-        mut self,
-        overlay: &Overlay,
-        run_dir: &Path,
-    ) -> Result<(Config, Places), Vec<Problem>> {
+    /// The configuration, and what it is without the overlay.
+    fn build(mut self, overlay: &Overlay, run_dir: &Path) -> Result<(Config, Base), Vec<Problem>> {
         let config = match build(&self.file, overlay, &self.line, run_dir) {
             Ok(config) => config,
             Err(more) => {
@@ -175,16 +171,16 @@ impl Sources {
             self.problems.sort_by_key(Problem::line);
             return Err(self.problems);
         }
-        let line = self.line.iter().map(|layer| layer.name().to_owned());
-        let places = Places {
-            line: line
-                .chain(self.program.iter().map(|port| port.name.clone()))
-                .collect(),
-            file: self.file.ports.into_keys().collect(),
+        let named = |layer: Layer| (layer.name().to_owned(), layer);
+        let base = Base {
+            profiles: self.file.profiles,
+            file: self.file.ports,
+            line: self.line.into_iter().map(named).collect(),
+            program: self.program.clone(),
         };
         let mut config = with_program(config, self.program, run_dir)?;
         add_overlay(&mut config, overlay, run_dir);
-        Ok((config, places))
+        Ok((config, base))
     }
 }
 
@@ -198,12 +194,7 @@ fn with_program(
         return Ok(config);
     };
     let mut wrong = check_port(&port, run_dir);
-    wrong.extend(among(
-        &port,
-        config.ports.values(),
-        &config.switches,
-        run_dir,
-    ));
+    wrong.extend(among(&port, config.known(run_dir)));
     if wrong.is_empty() {
         config.ports.insert(port.name.clone(), port);
         return Ok(config);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Control, Places, PortConfig};
+use super::{Base, Control, PortConfig};
 use crate::config::{Config, Overlay, Problem};
 use crate::control::{Refused, RefusedKind};
 
@@ -30,13 +30,14 @@ impl Control {
     /// it was.
     pub fn reload(
         &self,
-        read: impl FnOnce(&Overlay) -> Result<(Config, Places), Vec<Problem>>,
+        read: impl FnOnce(&Overlay) -> Result<(Config, Base), Vec<Problem>>,
     ) -> Result<Reloaded, Vec<Problem>> {
         let overlay = self.change();
-        let (mut config, places) = read(&overlay)?;
+        let (mut config, base) = read(&overlay)?;
         self.same_switches(&config).map_err(|p| vec![p])?;
+        self.keeps_what_was_set(&config)?;
         let removed = self.removed_lines().clone();
-        let stays_away = |name: &String| removed.contains(name) && !places.file.contains(name);
+        let stays_away = |name: &String| removed.contains(name) && !base.file.contains_key(name);
         config.ports.retain(|name, _| !stays_away(name));
         let mut steps = self.steps(&config);
         let reloaded = Reloaded::of(&steps);
@@ -79,7 +80,7 @@ impl Control {
         for (port, refused) in config.set_aside {
             self.set_aside(port, refused);
         }
-        *self.write_places() = places;
+        *self.write_base() = base;
         Ok(reloaded)
     }
 
@@ -121,6 +122,24 @@ impl Control {
             steps.push_back((old, new));
         }
         ended
+    }
+
+    /// A port that was set over the API and runs is not ended by what the file says now.
+    fn keeps_what_was_set(&self, config: &Config) -> Result<(), Vec<Problem>> {
+        let running = self.read();
+        let lost = config.set_aside.iter();
+        let lost = lost.filter(|(port, _)| running.contains_key(&port.name));
+        let problems: Vec<Problem> = lost
+            .map(|(port, refused)| Problem {
+                place: format!("port {}, set over the API", port.name),
+                refused: refused.clone(),
+            })
+            .collect();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
     }
 
     fn same_switches(&self, config: &Config) -> Result<(), Problem> {
