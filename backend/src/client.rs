@@ -1,15 +1,18 @@
-//! A client of the API, for the CLI: one request on one connection.
+//! A client of the API, for the CLI: one request on one connection, and streams.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 /// Time for a whole request. Removing a port waits for its VM's threads, never for the VM.
 const TIME: Duration = Duration::from_secs(30);
@@ -66,11 +69,7 @@ pub fn request(
     let request = request
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| ClientError::Broken(error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ClientError::Broken(error.to_string()))?;
-    let (status, bytes) = runtime.block_on(async {
+    let (status, bytes) = runtime()?.block_on(async {
         tokio::time::timeout(TIME, exchange(socket, request))
             .await
             .unwrap_or(Err(ClientError::Slow))
@@ -78,10 +77,75 @@ pub fn request(
     answer(status, &bytes)
 }
 
+/// Sends a GET and hands over the answer's body as it comes, until it ends or `take` says so.
+///
+/// # Errors
+/// See [`ClientError`]; a refusal by the daemon is one, too.
+pub fn stream(
+    socket: &Path,
+    path: &str,
+    mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), ClientError> {
+    let request = Request::builder()
+        .uri(path)
+        .header(header::HOST, "tandem")
+        .body(Full::default())
+        .map_err(|error| ClientError::Broken(error.to_string()))?;
+    runtime()?.block_on(async {
+        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+        let (response, connection) = tokio::time::timeout(TIME, send(socket, request))
+            .await
+            .unwrap_or(Err(ClientError::Slow))?;
+        let _connection = Ended(connection);
+        let status = response.status();
+        let mut body = response.into_body();
+        if !status.is_success() {
+            let bytes = body.collect().await.map_err(broken)?.to_bytes();
+            return answer(status, &bytes).map(drop);
+        }
+        while let Some(frame) = body.frame().await {
+            if let Ok(bytes) = frame.map_err(broken)?.into_data()
+                && take(&bytes).is_break()
+            {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Ends a connection's task when it is dropped.
+struct Ended(JoinHandle<hyper::Result<()>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn runtime() -> Result<Runtime, ClientError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ClientError::Broken(error.to_string()))
+}
+
 async fn exchange(
     socket: &Path,
     request: Request<Full<Bytes>>,
 ) -> Result<(StatusCode, Bytes), ClientError> {
+    let (response, connection) = send(socket, request).await?;
+    let _connection = Ended(connection);
+    let status = response.status();
+    let body = response.into_body().collect().await;
+    let body = body.map_err(|error| ClientError::Broken(error.to_string()))?;
+    Ok((status, body.to_bytes()))
+}
+
+type Sent = (Response<Incoming>, JoinHandle<hyper::Result<()>>);
+
+/// Sends a request; the answer's body comes as long as the connection's task runs.
+async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Sent, ClientError> {
     let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
     let stream = UnixStream::connect(socket)
         .await
@@ -91,15 +155,7 @@ async fn exchange(
         .map_err(broken)?;
     let connection = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status();
-    let bytes = response
-        .into_body()
-        .collect()
-        .await
-        .map_err(broken)?
-        .to_bytes();
-    connection.abort();
-    Ok((status, bytes))
+    Ok((response, connection))
 }
 
 fn unopened(socket: &Path, error: io::Error) -> ClientError {

@@ -2,17 +2,18 @@
 //!
 //! Changes are serialised by the lock on the ports and are made whole or not at all. A `control`
 //! thread looks after what needs no speed: once a second it ages addresses, ends the sessions of
-//! VMs whose memory is gone, notes who is behind the ports, and gives back the memory of quiet ones. A
+//! VMs whose memory is gone, notes who is behind the ports, and gives back the memory of quiet ones;
+//! at once it tells when a port comes up or goes down. A
 //! `bells` thread frees threads that a VMM has made wait; it takes no lock that those may hold. An
 //! `announcer` tells the neighbours of VMs that are back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 use tandem_uplink::{Now, PortId, Switch};
@@ -20,6 +21,7 @@ use tandem_uplink::{Now, PortId, Switch};
 use crate::bell;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
+use crate::events::Events;
 use crate::port::{GuestPort, lock};
 use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, VmUsage};
 use crate::vhost::Endpoint;
@@ -28,9 +30,11 @@ use crate::worker::Workers;
 mod build;
 mod neighbours;
 mod report;
+mod watch;
 
 use build::Outside;
 use neighbours::{Announcer, Desk};
+use watch::{Look, Told};
 
 /// How often the `control` thread looks around.
 const TICK: Duration = Duration::from_secs(1);
@@ -43,6 +47,8 @@ pub struct EngineOptions {
     pub cpus: Vec<usize>,
     /// The switches by name.
     pub switches: BTreeMap<String, SwitchConfig>,
+    /// Who is told what happens.
+    pub events: Arc<Events>,
 }
 
 /// Starts the switch, without ports.
@@ -66,8 +72,11 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         )
     };
     let announcer = Announcer::start().map_err(threads)?;
+    let (look, looks) = Look::new();
     let core = Arc::new(Core {
         options,
+        look,
+        duplicates: Mutex::default(),
         switches,
         workers,
         announcer: announcer.desk(),
@@ -75,7 +84,7 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
     });
     let watched = Arc::downgrade(&core);
     let chores = [
-        Chore::start("control", move |stop| look_after(&watched, stop)),
+        Chore::start("control", move |_| look_after(&watched, &looks)),
         Chore::start("bells", bell::watch),
     ];
     let chores = chores.into_iter().collect::<io::Result<Vec<_>>>();
@@ -127,6 +136,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.core.look.stop();
         self.chores.clear();
         // Ports end here and not when some thread lets go of its last reference.
         lock(&self.core.ports).clear();
@@ -135,6 +145,9 @@ impl Drop for Running {
 
 struct Core {
     options: EngineOptions,
+    look: Look,
+    /// Addresses of which it was told that they are seen twice, with their switches.
+    duplicates: Mutex<BTreeSet<(String, String)>>,
     switches: BTreeMap<String, Arc<Switch>>,
     workers: Workers,
     announcer: Desk,
@@ -151,15 +164,23 @@ struct Port {
     broken: Option<String>,
     /// Frames from the VM when last looked at.
     seen: u64,
+    told: Told,
 }
 
-fn look_after(core: &Weak<Core>, stopped: &mpsc::Receiver<()>) {
-    while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+fn look_after(core: &Weak<Core>, looks: &watch::Looks) {
+    let mut tick = Instant::now() + TICK;
+    while looks.wait(tick) {
         let Some(core) = core.upgrade() else { return };
-        core.switches
-            .values()
-            .for_each(|switch| switch.age(Now::monotonic()));
-        lock(&core.ports).values_mut().for_each(Port::look_after);
+        if tick <= Instant::now() {
+            tick = Instant::now() + TICK;
+            core.switches
+                .values()
+                .for_each(|switch| switch.age(Now::monotonic()));
+            lock(&core.ports).values_mut().for_each(Port::look_after);
+            core.tell_duplicates();
+        }
+        let events = &core.options.events;
+        (lock(&core.ports).values_mut()).for_each(|port| port.tell(events));
     }
 }
 
@@ -233,6 +254,7 @@ impl Engine for Running {
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
         let mut ports = lock(&self.core.ports);
         let port = ports.remove(name).ok_or_else(|| no_such_port(name))?;
+        port.told.ended(name, &self.core.options.events);
         self.core.end(port);
         Ok(())
     }

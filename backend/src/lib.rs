@@ -9,6 +9,7 @@ pub mod control;
 pub mod cpus;
 pub mod daemon;
 pub mod engine;
+pub mod events;
 mod host;
 pub mod metrics;
 pub mod port;

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tandem_virtio_net::Counters;
+use utoipa::ToSchema;
 
-use crate::config::{Origin, PortConfig};
+use crate::api::PortSettings;
+use crate::config::{Origin, PortConfig, SwitchConfig};
 
 /// Whether a port carries frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PortState {
     /// A VM's driver is running, or the TAP is open.
@@ -21,7 +24,7 @@ pub enum PortState {
 }
 
 /// The format of the rings (virtio 1.3, 2.7 and 2.8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RingFormat {
     /// Split virtqueues.
@@ -31,7 +34,7 @@ pub enum RingFormat {
 }
 
 /// Frames and bytes that went through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Traffic {
     /// Ethernet frames.
     pub frames: u64,
@@ -47,7 +50,7 @@ impl Traffic {
 }
 
 /// One direction of a port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DirectionCounters {
     /// Ethernet frames that went through.
     pub frames: u64,
@@ -71,7 +74,7 @@ impl From<&Counters> for DirectionCounters {
 }
 
 /// Both directions of a port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortCounters {
     /// What the VM sent.
     pub from_vm: DirectionCounters,
@@ -80,7 +83,7 @@ pub struct PortCounters {
 }
 
 /// The connection to a VMM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SessionStatus {
     /// Whether a VMM is connected.
     pub connected: bool,
@@ -99,7 +102,7 @@ pub struct SessionStatus {
 }
 
 /// One queue pair.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueueStatus {
     /// Its number, from 0.
     pub pair: u16,
@@ -120,16 +123,18 @@ pub struct QueueStatus {
 }
 
 /// The running part of a port, as the engine knows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortStatus {
     /// The port's name.
     #[serde(skip_serializing)]
+    #[schema(ignore)]
     pub name: String,
     /// Addresses learned from its frames.
     pub learned_macs: Vec<String>,
     /// IP addresses that the stations behind it say they have (ARP, neighbour discovery); the last
     /// 16, those heard last first.
     #[serde(default)]
+    #[schema(value_type = Vec<String>, required)]
     pub addresses: Vec<IpAddr>,
     /// Whether it carries frames.
     pub state: PortState,
@@ -144,7 +149,7 @@ pub struct PortStatus {
 }
 
 /// A port in the API: what was asked for and what it does.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Port {
     /// The tag of its settings, for the head of an answer.
     #[serde(skip)]
@@ -153,6 +158,7 @@ pub struct Port {
     #[serde(flatten)]
     pub config: PortConfig,
     /// Where each setting came from.
+    #[schema(value_type = BTreeMap<String, Origin>)]
     pub origin: BTreeMap<&'static str, Origin>,
     /// What it does.
     #[serde(flatten)]
@@ -160,7 +166,7 @@ pub struct Port {
 }
 
 /// What the threads of one VM have used, as the engine knows it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmUsage {
     /// The VM's name.
     pub name: String,
@@ -171,7 +177,7 @@ pub struct VmUsage {
 }
 
 /// A VM in the API: the ports that name it, taken together.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Vm {
     /// Its threads.
     #[serde(flatten)]
@@ -189,14 +195,14 @@ pub struct Vm {
 }
 
 /// The answer to a list of VMs.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Vms {
     /// By name.
     pub vms: Vec<Vm>,
 }
 
 /// The answer to a list of ports.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Ports {
     /// By name.
     pub ports: Vec<Port>,
@@ -205,7 +211,7 @@ pub struct Ports {
 /// What a switch did with the frames it took. With nothing in flight these hold exactly, over all
 /// its ports: `from_vm.frames + announced = from_vm.drops + unicast + flooded`, and
 /// `to_vm.frames + to_vm.drops = unicast + copies - segmented_frames + segments`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SwitchCounters {
     /// Frames that reached it, or that it made. What a port drops before, such as a frame that is too long, is not
     /// among them.
@@ -226,7 +232,7 @@ pub struct SwitchCounters {
 }
 
 /// One switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SwitchStatus {
     /// Its name.
     pub name: String,
@@ -241,8 +247,45 @@ pub struct SwitchStatus {
     pub counters: SwitchCounters,
 }
 
+/// A switch in the API: what was asked for and what it does.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Switch {
+    /// What it does.
+    #[serde(flatten)]
+    pub running: SwitchStatus,
+    /// Its settings.
+    #[serde(flatten)]
+    pub config: SwitchConfig,
+}
+
+/// The answer to a list of switches.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Switches {
+    /// By name.
+    pub switches: Vec<Switch>,
+}
+
+/// A profile of the configuration file.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Profile {
+    /// Its name.
+    pub name: String,
+    /// The settings it gives.
+    #[schema(value_type = PortSettings)]
+    pub settings: Map<String, Value>,
+    /// The ports that name it.
+    pub ports: Vec<String>,
+}
+
+/// The answer to a list of profiles.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Profiles {
+    /// By name.
+    pub profiles: Vec<Profile>,
+}
+
 /// The switches, as the engine knows them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SwitchesStatus {
     /// CPUs of the data path, ascending.
     pub cpus: Vec<usize>,
@@ -251,7 +294,7 @@ pub struct SwitchesStatus {
 }
 
 /// How many ports there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortsTotal {
     /// All.
     pub total: u32,
@@ -260,7 +303,7 @@ pub struct PortsTotal {
 }
 
 /// The answer to a status request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,

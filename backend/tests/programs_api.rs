@@ -186,7 +186,7 @@ const WRONG: &[Wrong] = &[
         "{}",
         405,
         None,
-        &["cannot be done", "PUT"],
+        &["cannot be done", "openapi.json"],
     ),
     (
         "DELETE",

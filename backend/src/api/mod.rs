@@ -2,10 +2,14 @@
 //!
 //! | path | methods |
 //! |---|---|
+//! | `/api/v1/openapi.json` | GET: this, as an OpenAPI document |
 //! | `/api/v1/status` | GET |
+//! | `/api/v1/events` | GET: a stream of server-sent events |
 //! | `/api/v1/ports` | GET |
 //! | `/api/v1/ports/NAME` | GET, PUT (create or replace), PATCH (RFC 7396), DELETE |
 //! | `/api/v1/ports/NAME/reset` | POST: back to file and command line |
+//! | `/api/v1/switches`, `/api/v1/switches/NAME` | GET |
+//! | `/api/v1/profiles` | GET |
 //! | `/api/v1/vms` | GET |
 //! | `/api/v1/vms/NAME` | GET |
 //! | `/metrics` | GET, for Prometheus |
@@ -15,8 +19,12 @@
 //!
 //! Errors are problem details (RFC 9457). Requests are bounded in size and in time.
 
+mod events;
+mod ports;
 mod problem;
+mod reports;
 mod routes;
+mod schema;
 mod socket;
 
 use std::io;
@@ -33,6 +41,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
+pub use schema::PortSettings;
 pub use socket::ApiSocket;
 
 use crate::control::Control;

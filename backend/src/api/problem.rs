@@ -3,6 +3,7 @@
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::control::{Refused, RefusedKind};
 
@@ -14,24 +15,34 @@ pub(super) struct Problem {
 }
 
 /// The members of RFC 9457, section 3.1, and ours: the first error's, then all of them.
-#[derive(Serialize)]
-struct Body<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ProblemDetails {
     #[serde(rename = "type")]
     kind: &'static str,
+    /// What the status means.
     title: &'static str,
+    /// The HTTP status.
     status: u16,
-    detail: &'a str,
+    /// What is wrong.
+    detail: String,
+    /// The setting at fault, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'a str>,
-    remedy: &'a str,
-    errors: Vec<One<'a>>,
+    field: Option<String>,
+    /// What to do about it.
+    remedy: String,
+    /// All that is wrong.
+    errors: Vec<OneProblem>,
 }
 
-#[derive(Serialize)]
-struct One<'a> {
-    field: Option<&'a str>,
-    reason: &'a str,
-    remedy: &'a str,
+/// One of the things that are wrong.
+#[derive(Serialize, ToSchema)]
+struct OneProblem {
+    /// The setting at fault, if it is one.
+    field: Option<String>,
+    /// What is wrong.
+    reason: String,
+    /// What to do about it.
+    remedy: String,
 }
 
 impl Problem {
@@ -65,23 +76,23 @@ impl From<Refused> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let errors: Vec<One<'_>> = self
+        let errors: Vec<OneProblem> = self
             .wrong
             .iter()
-            .map(|refused| One {
-                field: refused.field.as_deref(),
-                reason: &refused.reason,
-                remedy: &refused.remedy,
+            .map(|refused| OneProblem {
+                field: refused.field.clone(),
+                reason: refused.reason.clone(),
+                remedy: refused.remedy.clone(),
             })
             .collect();
-        let first = self.wrong.first();
-        let body = Body {
+        let first = |word: fn(&OneProblem) -> &str| errors.first().map_or("", word).to_owned();
+        let body = ProblemDetails {
             kind: "about:blank",
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
-            detail: first.map_or("", |refused| &refused.reason),
-            field: first.and_then(|refused| refused.field.as_deref()),
-            remedy: first.map_or("", |refused| &refused.remedy),
+            detail: first(|error| &error.reason),
+            field: errors.first().and_then(|error| error.field.clone()),
+            remedy: first(|error| &error.remedy),
             errors,
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();

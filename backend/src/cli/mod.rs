@@ -1,15 +1,20 @@
 //! The program `tandem`: noun, verb, name, flags.
 
+mod events;
+mod pages;
 mod port;
 mod show;
 mod status;
+mod switch;
 mod text;
+mod top;
 mod vm;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -30,8 +35,12 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return usage("tandem", &error),
     };
-    match dispatch(&matches) {
-        Ok(text) => print(&text),
+    let result = match watched(&matches) {
+        None => dispatch(&matches).and_then(|text| say(&text)),
+        Some(pause) => again_and_again(&matches, pause),
+    };
+    match result {
+        Ok(()) | Err(Failure::NobodyReads) => ExitCode::SUCCESS,
         Err(Failure::Usage(reason)) => {
             eprintln!("tandem: {reason}");
             ExitCode::from(USAGE)
@@ -49,7 +58,10 @@ pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
-        return print(&error.to_string());
+        return match say(&error.to_string()) {
+            Ok(()) | Err(Failure::NobodyReads) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
     }
     let text = error.to_string();
     let words: Vec<&str> = text
@@ -87,6 +99,8 @@ pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
 enum Failure {
     Usage(String),
     Failed(String),
+    /// Whoever reads has seen enough (`tandem port list | head`).
+    NobodyReads,
 }
 
 impl From<ClientError> for Failure {
@@ -95,16 +109,75 @@ impl From<ClientError> for Failure {
     }
 }
 
-fn print(text: &str) -> ExitCode {
+/// Prints an answer.
+fn say(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough (`tandem port list | head`).
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::NobodyReads),
         Err(error) => {
-            eprintln!("tandem: cannot write the answer: {error}");
-            ExitCode::FAILURE
+            let words = format!("cannot write the answer: {error}");
+            Err(Failure::Failed(words))
         }
+    }
+}
+
+/// The flag of commands whose answer has numbers to look at.
+fn watch() -> Arg {
+    Arg::new("watch")
+        .long("watch")
+        .value_name("SECONDS")
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("1")
+        .value_parser(seconds)
+        .help("Show it again and again, until interrupted [default: every second]")
+}
+
+/// A time as a user gives it.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let words = || "give seconds from 0.1 to 3600".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| words())?;
+    if !(0.1..=3600.0).contains(&seconds) {
+        return Err(words());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// The value of [`watch`] of the command that was given.
+fn watched(matches: &ArgMatches) -> Option<Duration> {
+    match matches.subcommand() {
+        Some((_, matches)) => watched(matches),
+        None => matches.try_get_one("watch").ok().flatten().copied(),
+    }
+}
+
+fn again_and_again(matches: &ArgMatches, pause: Duration) -> Result<(), Failure> {
+    let mut first = true;
+    loop {
+        if !first {
+            std::thread::sleep(pause);
+        }
+        let text = dispatch(matches)?;
+        // JSON stays one object a line.
+        let json = text.starts_with('{');
+        let gap = if first || json || io::stdout().is_terminal() {
+            ""
+        } else {
+            "\n"
+        };
+        say(&format!("{gap}{}", if json { text } else { fresh(&text) }))?;
+        first = false;
+    }
+}
+
+/// The text in place of the one before, where there is a terminal to do that on.
+fn fresh(text: &str) -> String {
+    if io::stdout().is_terminal() {
+        // Cursor home, and clear what is below it (ECMA-48, CUP and ED), line by line.
+        format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+    } else {
+        text.to_owned()
     }
 }
 
@@ -133,14 +206,26 @@ fn command() -> Command {
         )
         .subcommand(port::command())
         .subcommand(vm::command())
+        .subcommand(switch::command())
+        .subcommand(switch::profile_command())
         .subcommand(status::command())
+        .subcommand(top::command())
+        .subcommand(events::command())
+        .subcommand(pages::completions_command())
+        .subcommand(pages::man_command())
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
     match matches.subcommand() {
         Some(("port", matches)) => port::run(matches),
         Some(("vm", matches)) => vm::run(matches),
+        Some(("switch", matches)) => switch::run(matches),
+        Some(("profile", matches)) => switch::run_profile(matches),
         Some(("status", matches)) => status::run(matches),
+        Some(("top", matches)) => top::run(matches),
+        Some(("events", matches)) => events::run(matches),
+        Some(("completions", matches)) => pages::completions(matches),
+        Some(("man", matches)) => pages::man(matches),
         _ => Err(Failure::Usage(
             "a command is missing; see tandem --help".to_owned(),
         )),
@@ -216,6 +301,15 @@ impl Session {
             None,
         )?)
     }
+}
+
+/// Reads an answer whose members this version knows.
+fn read<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(|error| {
+        Failure::Failed(format!(
+            "tandemd is of another version: {error}; use its own tandem"
+        ))
+    })
 }
 
 /// Reads an answer; a daemon of another version may have other fields.

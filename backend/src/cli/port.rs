@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::show;
 use super::text::{Table, count};
-use super::{Failure, Session, parse};
+use super::{Failure, Session, parse, watch};
 use crate::config::{Key, Kind, PORT_KEYS, PortConfig, flag_value, valid_name};
 
 pub(super) fn command() -> Command {
@@ -22,9 +22,15 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("list")
                 .visible_alias("ls")
-                .about("List all ports"),
+                .about("List all ports")
+                .arg(watch()),
         )
-        .subcommand(Command::new("show").about("Show one port").arg(name()))
+        .subcommand(
+            Command::new("show")
+                .about("Show one port")
+                .arg(name())
+                .arg(watch()),
+        )
         .subcommand(
             Command::new("add")
                 .about("Add a port; it survives a restart of the daemon")

@@ -3,11 +3,13 @@
 use clap::{ArgMatches, Command};
 
 use super::text::{Table, paragraph};
-use super::{Failure, Session};
+use super::{Failure, Session, read, watch};
 use crate::status::Status;
 
 pub(super) fn command() -> Command {
-    Command::new("status").about("Show the daemon, its switches and its ports in numbers")
+    Command::new("status")
+        .about("Show the daemon, its switches and its ports in numbers")
+        .arg(watch())
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
@@ -16,12 +18,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
     if session.json {
         return Ok(text + "\n");
     }
-    let status: Status = serde_json::from_str(&text).map_err(|error| {
-        Failure::Failed(format!(
-            "tandemd is of another version: {error}; use its own tandem"
-        ))
-    })?;
-    Ok(words(&status))
+    Ok(words(&read(&text)?))
 }
 
 fn words(status: &Status) -> String {

@@ -3,7 +3,7 @@
 use clap::{Arg, ArgMatches, Command};
 
 use super::text::{Table, count, paragraph};
-use super::{Failure, Session};
+use super::{Failure, Session, read, watch};
 use crate::config::valid_name;
 use crate::status::{Vm, Vms};
 
@@ -19,9 +19,15 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("list")
                 .visible_alias("ls")
-                .about("List all VMs"),
+                .about("List all VMs")
+                .arg(watch()),
         )
-        .subcommand(Command::new("show").about("Show one VM").arg(name))
+        .subcommand(
+            Command::new("show")
+                .about("Show one VM")
+                .arg(name)
+                .arg(watch()),
+        )
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
@@ -49,14 +55,6 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
             "a verb is missing; see tandem vm --help".to_owned(),
         )),
     }
-}
-
-fn read<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Result<T, Failure> {
-    serde_json::from_str(text).map_err(|error| {
-        Failure::Failed(format!(
-            "tandemd is of another version: {error}; use its own tandem"
-        ))
-    })
 }
 
 fn list(vms: &[Vm]) -> String {

@@ -23,6 +23,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
+use utoipa::ToSchema;
 
 pub use build::{Known, add_overlay, build, build_port};
 pub use file::File;
@@ -35,7 +36,7 @@ use crate::control::Refused;
 pub const DEFAULT_SWITCH: &str = "default";
 
 /// Where a setting came from. A later one in this list wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// Nobody set it.
@@ -63,7 +64,7 @@ impl fmt::Display for Origin {
 }
 
 /// Which side of a vhost-user socket is ours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SocketRole {
     /// The VMM connects to us.
@@ -76,47 +77,63 @@ pub enum SocketRole {
 /// All settings of one port. Every field was checked; [`PortConfig::new`] has the defaults.
 ///
 /// Serializes to the configuration part of a port's JSON object.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PortConfig {
     /// Its name, unique on this daemon: 1 to 64 of `[A-Za-z0-9._-]`.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     pub name: String,
     /// The VM it belongs to; by default the VM has the port's name.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     pub vm: String,
     /// The switch it is on.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     pub switch: String,
     /// The profile that has the settings which the port does not have itself.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     pub profile: Option<String>,
     /// The vhost-user socket, an absolute path or relative to the run directory; absent:
-    /// `NAME.sock`. See [`PortConfig::socket_path`].
+    /// `NAME.sock`.
+    #[schema(value_type = Option<String>, min_length = 1)]
     pub socket: Option<PathBuf>,
     /// Who listens on the socket.
     pub socket_role: SocketRole,
     /// Group the socket is given to.
+    #[schema(min_length = 1)]
     pub socket_group: Option<String>,
     /// Permission bits of the socket.
     #[serde(serialize_with = "octal")]
+    #[schema(value_type = String, pattern = "^0*[0-7]{1,3}$")]
     pub socket_permissions: u32,
     /// The TAP device that makes this the host's own port; then there is no socket.
+    #[schema(min_length = 1, max_length = 15)]
     pub tap: Option<String>,
     /// The VM's MAC address; absent: learned.
     #[serde(serialize_with = "display")]
+    #[schema(value_type = Option<String>, pattern = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
     pub mac: Option<MacAddr>,
     /// Queue pairs offered, 1 to 32.
+    #[schema(minimum = 1, maximum = 32)]
     pub queue_pairs: u16,
     /// Largest packet in bytes, without the Ethernet header.
+    #[schema(minimum = 68, maximum = 65535)]
     pub mtu: u16,
     /// The pinned set of features offered to the VM.
+    #[schema(minimum = 1, maximum = 1)]
     pub feature_level: u32,
     /// Whether the guest pairs this NIC with a VF.
     pub failover: bool,
     /// The VLAN of an access port, 1 to 4094.
+    #[schema(minimum = 1, maximum = 4094)]
     pub vlan: Option<u16>,
     /// The VLANs of a trunk port.
     #[serde(serialize_with = "display")]
+    #[schema(value_type = Option<String>)]
     pub trunk_vlans: Option<VlanSet>,
     /// The trunk's VLAN that goes untagged; in `trunk_vlans`.
+    #[schema(minimum = 1, maximum = 4094)]
     pub native_vlan: Option<u16>,
     /// Broadcast, multicast and unknown unicast frames accepted each second; 0: no limit.
+    #[schema(minimum = 0, maximum = 4294967295u32)]
     pub storm_limit: u32,
     /// Where the settings that are no defaults came from, by key.
     #[serde(skip)]
@@ -208,11 +225,13 @@ impl PortConfig {
 }
 
 /// All settings of one switch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SwitchConfig {
     /// Seconds after which a silent learned address is forgotten (IEEE 802.1Q, 8.8.3).
+    #[schema(minimum = 1, maximum = 32000)]
     pub ageing_seconds: u32,
     /// Addresses the switch remembers.
+    #[schema(minimum = 64, maximum = 32768)]
     pub mac_limit: u32,
 }
 

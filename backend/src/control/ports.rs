@@ -12,7 +12,8 @@ use crate::config::{
     Config, Known, Layer, Origin, Overlay, PORT_KEYS, PortConfig, Problem, Profiles, SwitchConfig,
     build_port,
 };
-use crate::status::{Port, PortState, PortStatus, PortsTotal, Status, Vm};
+use crate::events::{Event, EventKind, Events};
+use crate::status::{Port, PortState, PortStatus, PortsTotal, Profile, Status, Switch, Vm};
 use crate::store::Store;
 
 mod reload;
@@ -27,6 +28,8 @@ pub struct Setup {
     pub config: Config,
     /// What is named elsewhere than over the API.
     pub base: Base,
+    /// Who is told of changes.
+    pub events: Arc<Events>,
     /// What was set over the API before.
     pub overlay: Overlay,
     /// Where that is saved.
@@ -128,6 +131,7 @@ pub enum Put {
 /// Changes ports one at a time, each whole or not at all, and answers questions about them.
 pub struct Control {
     engine: Arc<dyn Engine>,
+    events: Arc<Events>,
     switches: BTreeMap<String, SwitchConfig>,
     base: RwLock<Base>,
     /// Ports of the command line that were removed since the start.
@@ -155,12 +159,14 @@ impl Control {
             engine,
             config,
             base,
+            events,
             overlay,
             store,
             run_dir,
         } = setup;
         let control = Self {
             engine,
+            events,
             switches: config.switches,
             base: RwLock::new(base),
             removed_lines: Mutex::default(),
@@ -203,9 +209,19 @@ impl Control {
         entry && port.origin.values().all(theirs)
     }
 
+    /// What happens.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    fn tell(&self, kind: EventKind, port: &str) {
+        self.events.tell(Event::of_port(kind, port));
+    }
+
     fn add(&self, port: &PortConfig) -> Result<(), Refused> {
         self.engine.add_port(port)?;
         log::info!("port {}: added, {}", port.name, self.whereabouts(port));
+        self.tell(EventKind::PortAdded, &port.name);
         self.write().insert(port.name.clone(), port.clone());
         Ok(())
     }
@@ -477,6 +493,49 @@ impl Control {
         })
     }
 
+    /// All switches, by name.
+    pub fn switches(&self) -> Vec<Switch> {
+        let running = self.engine.status().switches.into_iter();
+        let both = running.map(|running| Switch {
+            config: self
+                .switches
+                .get(&running.name)
+                .cloned()
+                .unwrap_or_default(),
+            running,
+        });
+        both.collect()
+    }
+
+    /// One switch.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn switch(&self, name: &str) -> Result<Switch, Refused> {
+        let switches = self.switches().into_iter();
+        let mut named = switches.filter(|switch| switch.running.name == name);
+        named.next().ok_or_else(|| {
+            let reason = format!("there is no switch {name}");
+            Refused::new(RefusedKind::NotFound, reason, "see tandem switch list").about("name")
+        })
+    }
+
+    /// All profiles of the configuration file, by name.
+    pub fn profiles(&self) -> Vec<Profile> {
+        let ports = self.read();
+        let profiles = &self.read_base().profiles;
+        let named = profiles.iter().map(|(name, layer)| Profile {
+            name: name.clone(),
+            settings: layer.to_json(),
+            ports: ports
+                .values()
+                .filter(|port| port.profile.as_ref() == Some(name))
+                .map(|port| port.name.clone())
+                .collect(),
+        });
+        named.collect()
+    }
+
     /// The whole.
     pub fn status(&self) -> Status {
         let running = self.engine.ports();
@@ -530,6 +589,18 @@ impl Control {
     /// Puts `new` in the place of `old` in the engine. An error leaves `old`. Settings that are the
     /// same by value leave the running port alone, and those of policy its VM.
     fn exchange(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
+        self.swap(old, new)?;
+        match (old, new) {
+            (Some(old), Some(new)) if old.is_same(new) => {}
+            (Some(_), Some(new)) => self.tell(EventKind::PortChanged, &new.name),
+            (None, Some(new)) => self.tell(EventKind::PortAdded, &new.name),
+            (Some(old), None) => self.tell(EventKind::PortRemoved, &old.name),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    fn swap(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
         if let (Some(old), Some(new)) = (old, new)
             && self.engine.port(&old.name).is_some()
             && (old.is_same(new) || self.engine.change_port(new)?)

@@ -145,6 +145,7 @@ fn start(dir: tempfile::TempDir, line: &[&str]) -> Result<Bench, (String, Refuse
         engine: engine.clone(),
         config,
         base,
+        events: Arc::default(),
         overlay,
         store,
         run_dir: dir.path().to_owned(),

@@ -56,14 +56,17 @@ impl Args {
     /// # Errors
     /// What clap says: a usage error, or a request for help.
     pub fn read(words: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
+        let matches = Self::full_command().try_get_matches_from(words)?;
+        Self::from_arg_matches(&matches)
+    }
+
+    /// The command line with all that its help says.
+    pub fn full_command() -> clap::Command {
         let mut keys = String::from("Keys of --port (lists join with +):\n");
         for key in PORT_KEYS {
             let _ = writeln!(keys, "  {:<19} {}", key.name, key.help);
         }
-        let matches = Self::command()
-            .after_help(keys)
-            .try_get_matches_from(words)?;
-        Self::from_arg_matches(&matches)
+        Self::command().after_help(keys)
     }
 
     /// Whether this is one VM's back-end program rather than the host's daemon.

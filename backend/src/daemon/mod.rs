@@ -22,6 +22,7 @@ use crate::config::check::{among, port as check_port};
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
 use crate::control::{Base, Control, Refused, RefusedKind, Reloaded, Setup};
 use crate::engine::{self, EngineOptions};
+use crate::events::{Event, EventKind, Events};
 use crate::store::Store;
 use crate::{cpus, daemon::dirs::OwnDir};
 
@@ -55,7 +56,9 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let socket = ApiSocket::open(&run_dir).map_err(one)?;
     let metrics = args.metrics_listen.map(metrics_listener).transpose();
     let metrics = metrics.map_err(one)?;
+    let events = Arc::<Events>::default();
     let options = EngineOptions {
+        events: Arc::clone(&events),
         run_dir: run_dir.clone(),
         cpus,
         switches: config.switches.clone(),
@@ -66,6 +69,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         engine,
         config,
         base,
+        events,
         overlay,
         store,
         run_dir,
@@ -95,8 +99,10 @@ fn serve(
 ) -> Result<(), Refused> {
     let path = socket.path().display().to_string();
     let stop = async move {
+        let events = Arc::clone(reload.control.events());
         signals.stop(&Arc::new(reload)).await;
         notify::send("STOPPING=1");
+        events.close();
     };
     let api = match api::start(runtime, socket, metrics, Arc::clone(&control), stop) {
         Ok(api) => api,
@@ -289,10 +295,14 @@ impl Reload {
                 added,
                 changed,
                 removed,
-            }) => log::info!(
-                "SIGHUP: reloaded; ports: {added} added, {changed} changed, {removed} removed"
-            ),
+            }) => {
+                let words = format!("ports: {added} added, {changed} changed, {removed} removed");
+                log::info!("SIGHUP: reloaded; {words}");
+                self.tell(EventKind::Reloaded, Some(words));
+            }
             Err(problems) => {
+                let first = problems.first().map(ToString::to_string);
+                self.tell(EventKind::ReloadRefused, first);
                 for problem in problems {
                     log::error!("{problem}");
                 }
@@ -300,6 +310,13 @@ impl Reload {
             }
         }
         notify::send("READY=1");
+    }
+}
+
+impl Reload {
+    fn tell(&self, kind: EventKind, words: Option<String>) {
+        let events = self.control.events();
+        events.tell(Event::new(kind).saying(words));
     }
 }
 

@@ -12,6 +12,7 @@ use tandem_uplink::{
 use tandem_virtio_net::Counters;
 
 use super::neighbours::{Back, NeighbourFile};
+use super::watch::Told;
 use super::{Core, Port};
 use crate::config::{PortConfig, SocketRole, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
@@ -72,6 +73,7 @@ impl Core {
             switch.remove_port(id);
         });
         let (home, desk) = (Arc::downgrade(switch), self.announcer.clone());
+        let look = self.look.clone();
         port.attach(
             || Forwarder::new(Arc::clone(switch), id),
             move |event| {
@@ -80,6 +82,7 @@ impl Core {
                     Event::Gone => switch.forget_learned(id),
                     Event::NewDriver => switch.forget_neighbours(id),
                     Event::Back => desk.is_back(Back(home.clone(), id)),
+                    Event::Changed => look.soon(),
                 }
             },
         );
@@ -110,6 +113,7 @@ impl Core {
             outside,
             broken: None,
             seen: 0,
+            told: Told::default(),
         })
     }
 
@@ -166,6 +170,7 @@ impl Core {
             outside,
             broken: None,
             seen: 0,
+            told: Told::default(),
         })
     }
 

@@ -43,6 +43,29 @@ pub(super) fn port(port: &Port) -> PortStatus {
     }
 }
 
+/// Why the port is down, if it is, and its session with a VMM.
+pub(super) fn state(port: &Port) -> (Option<String>, Option<vhost::SessionStatus>) {
+    match &port.outside {
+        Outside::Guest { port, endpoint, .. } => {
+            let session = endpoint.status();
+            let carries = (port.pairs().iter())
+                .map(|pair| pair.ring_state())
+                .any(|rings| rings.running && rings.enabled);
+            (guest_reason(port, &session, carries), Some(session))
+        }
+        Outside::Host { tap, thread } => (host_reason(tap, thread), None),
+    }
+}
+
+/// Why a VM's port is down, if it is.
+fn guest_reason(port: &GuestPort, session: &vhost::SessionStatus, carries: bool) -> Option<String> {
+    let reason = vhost::Device::broken(port).or_else(|| session.reason.clone());
+    match reason {
+        None if !carries => Some("the VM's driver has not started the device".to_owned()),
+        reason => reason,
+    }
+}
+
 /// Why the host's port is down, if it is.
 fn host_reason(tap: &Tap, thread: &HostThread) -> Option<String> {
     thread.lost().or_else(|| {
@@ -59,11 +82,7 @@ fn guest(port: &GuestPort, session: &vhost::SessionStatus, status: PortStatus) -
         .map(|(i, pair)| queue(i as u16, pair))
         .collect();
     let carries = queues.iter().any(|q| q.running && q.enabled);
-    let reason = vhost::Device::broken(port).or_else(|| session.reason.clone());
-    let reason = match reason {
-        None if !carries => Some("the VM's driver has not started the device".to_owned()),
-        reason => reason,
-    };
+    let reason = guest_reason(port, session, carries);
     PortStatus {
         state: if reason.is_none() {
             PortState::Up

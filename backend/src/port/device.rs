@@ -160,6 +160,10 @@ impl Device for GuestPort {
         pair.rouse(ring);
     }
 
+    fn changed(&self) {
+        self.tell(Event::Changed);
+    }
+
     fn broken(&self) -> Option<String> {
         if self.bell_is_stuck() {
             return Some("the VMM made an eventfd that notifies its guest block".to_owned());

@@ -101,6 +101,8 @@ pub enum Event {
     NewDriver,
     /// A driver that was left without a back-end for a while is served again.
     Back,
+    /// What a report says of the port may be different.
+    Changed,
 }
 
 impl GuestPort {

@@ -64,6 +64,9 @@ pub trait Device: Send + Sync + 'static {
     /// The eventfd (non-blocking) by which the guest is notified; none: it polls.
     fn set_call(&self, ring: u16, call: Option<OwnedFd>);
 
+    /// Something that a report of the port says may be different now. Must not block.
+    fn changed(&self) {}
+
     /// In words, what the guest has broken: a ring, or its memory.
     fn broken(&self) -> Option<String>;
 }

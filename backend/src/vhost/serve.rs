@@ -118,9 +118,11 @@ impl Server {
             state.disconnect = None;
             state.session = Some(Arc::clone(&session));
         }
+        session.device.changed();
         let ended = self.serve(stream, &session);
         session.device.disconnected();
         self.remember(&session, &ended);
+        session.device.changed();
     }
 
     /// Records how a session ended.
@@ -178,6 +180,7 @@ impl Server {
                     continue;
                 };
                 outbox.extend(door.handle(message)?.unwrap_or_default());
+                self.shared.device.changed();
                 flush(stream, &mut outbox)?;
             } else if ready.vmm.intersects(PollFlags::HUP | PollFlags::ERR) {
                 return Ok(());

@@ -1,0 +1,95 @@
+//! The stream of events: server-sent events (HTML, section 9.2).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use axum::response::sse::{self, KeepAlive, Sse};
+use futures_util::stream::{self, StreamExt};
+
+use super::problem::Problem;
+use super::routes::{Answer, Shared};
+use crate::events::Event;
+
+/// Streams at once. They stay open, and must leave connections to others.
+const STREAMS: usize = 32;
+/// How often a line is sent when nothing happens, to find out who is gone.
+const ALIVE: Duration = Duration::from_secs(15);
+
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// One of the streams there may be.
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let more = |open| (open < STREAMS).then_some(open + 1);
+        (OPEN
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok())
+        .map(|_| Self)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What happens, from now on or from after the event `Last-Event-ID`: a stream of server-sent
+/// events. The data of each is an object; `id` is its sequence, `event` its kind.
+#[utoipa::path(
+    get,
+    path = "/api/v1/events",
+    tag = "events",
+    params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was heard; those since are sent first, as far as they are kept")),
+    responses(
+        (status = 200, body = Event, content_type = "text/event-stream", description = "The events"),
+    )
+)]
+pub(super) async fn stream(State(control): Shared, headers: HeaderMap) -> Answer {
+    let last = headers.get("last-event-id");
+    let last = last.map(|last| last.to_str().ok()?.trim().parse().ok());
+    if last == Some(None) {
+        let remedy = "send the id of the event that was heard last";
+        let reason = "Last-Event-ID is no number";
+        return Err(Problem::request(StatusCode::BAD_REQUEST, reason, remedy));
+    }
+    let Some(place) = Place::take() else {
+        let reason = format!("{STREAMS} streams of events are open");
+        let remedy = "end one of them";
+        return Err(Problem::request(
+            StatusCode::SERVICE_UNAVAILABLE,
+            reason,
+            remedy,
+        ));
+    };
+    let events = Arc::clone(control.events());
+    let listener = events.listen(last.flatten());
+    let heard = stream::unfold((events, listener, place), async |mut all| {
+        let heard = all.1.next(&all.0).await?;
+        Some((stream::iter(heard), all))
+    });
+    // Whoever listens knows by this that it does.
+    let hello = stream::once(async { Ok(sse::Event::default().comment("events follow")) });
+    let told = heard
+        .flatten()
+        .map(|event| Ok::<_, Infallible>(told(&event)));
+    let alive = KeepAlive::new().interval(ALIVE);
+    Ok(Sse::new(hello.chain(told))
+        .keep_alive(alive)
+        .into_response())
+}
+
+fn told(event: &Event) -> sse::Event {
+    let json = serde_json::to_string(event).unwrap_or_default();
+    sse::Event::default()
+        .id(event.sequence.to_string())
+        .event(event.event.name())
+        .data(json)
+}

@@ -1,0 +1,206 @@
+//! The description of the API: an OpenAPI document made from its types and handlers.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{OpenApi, PartialSchema, ToSchema};
+
+use super::problem::ProblemDetails;
+use super::{events, ports, reports};
+use crate::config::{PORT_KEYS, PortConfig};
+
+/// Settings of a port as a request has them: any of the keys, `null` for the default.
+pub struct PortSettings;
+
+impl PartialSchema for PortSettings {
+    fn schema() -> RefOr<Schema> {
+        let all = serde_json::to_value(PortConfig::schema()).unwrap_or_default();
+        let keys = PORT_KEYS.iter().map(|key| {
+            let schema = nullable(all["properties"][key.name].clone());
+            (key.name.to_owned(), schema)
+        });
+        let schema = json!({
+            "type": "object",
+            "properties": keys.collect::<serde_json::Map<_, _>>(),
+            "additionalProperties": false,
+        });
+        // What was a schema before is one.
+        serde_json::from_value(schema).unwrap_or_else(|_| Ref::new("#/components").into())
+    }
+}
+
+impl ToSchema for PortSettings {
+    fn name() -> Cow<'static, str> {
+        "PortSettings".into()
+    }
+}
+
+/// The same schema, and null.
+fn nullable(mut schema: Value) -> Value {
+    match schema.get("type").cloned() {
+        Some(Value::String(kind)) => schema["type"] = json!([kind, "null"]),
+        Some(_) => {}
+        None => schema = json!({"oneOf": [{"type": "null"}, schema]}),
+    }
+    schema
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Tandem",
+        description = "Tandem's daemon, on its unix socket. Errors are problem details (RFC 9457)."
+    ),
+    components(schemas(ProblemDetails)),
+    paths(
+        document,
+        reports::status,
+        events::stream,
+        ports::list,
+        ports::show,
+        ports::put,
+        ports::patch,
+        ports::remove,
+        ports::reset,
+        reports::switches,
+        reports::switch,
+        reports::profiles,
+        reports::vms,
+        reports::vm,
+        reports::metrics,
+    )
+)]
+struct Document;
+
+static TEXT: LazyLock<String> = LazyLock::new(|| {
+    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    let paths = document["paths"].as_object_mut().into_iter();
+    let paths = paths.flat_map(|paths| paths.values_mut());
+    let operations = paths.filter_map(Value::as_object_mut).flatten();
+    operations.for_each(|(_, operation)| may_fail(operation));
+    drop_formats(&mut document);
+    format!("{document:#}\n")
+});
+
+/// Numbers are as large as their limits say: `int32` would cut the range of an unsigned one.
+fn drop_formats(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            let width = |format: &Value| matches!(format.as_str(), Some("int32" | "int64"));
+            if members.get("format").is_some_and(width) {
+                members.remove("format");
+            }
+            members.values_mut().for_each(drop_formats);
+        }
+        Value::Array(values) => values.iter_mut().for_each(drop_formats),
+        _ => {}
+    }
+}
+
+/// Any request may be refused.
+fn may_fail(operation: &mut Value) {
+    let schema = json!({"$ref": "#/components/schemas/ProblemDetails"});
+    operation["responses"]["default"] = json!({
+        "description": "Why not",
+        "content": {"application/problem+json": {"schema": schema}},
+    });
+}
+
+/// This document.
+#[utoipa::path(
+    get,
+    path = "/api/v1/openapi.json",
+    tag = "status",
+    responses((status = 200, body = Object, description = "An OpenAPI document"))
+)]
+pub(super) async fn document() -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, TEXT.as_str()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Kind, Layer, Origin, SwitchConfig};
+
+    fn document() -> Value {
+        serde_json::from_str(&TEXT).unwrap()
+    }
+
+    /// Whether the daemon takes one setting of a port.
+    fn is_taken(key: &str, value: Value) -> bool {
+        let switches = [("default".to_owned(), SwitchConfig::default())].into();
+        let known = crate::config::Known {
+            switches: &switches,
+            profiles: &Default::default(),
+            ports: &Default::default(),
+            run_dir: std::path::Path::new("/r"),
+        };
+        let settings = json!({key: value}).as_object().cloned().unwrap_or_default();
+        let layer = Layer::from_json("a", Origin::Api, "", &settings);
+        let wrong = match layer.and_then(|layer| crate::config::build_port(&[&layer], known)) {
+            Ok(_) => return true,
+            Err(problems) => problems,
+        };
+        // Not what it lacks beside it.
+        wrong.iter().all(|problem| {
+            let reason = &problem.refused.reason;
+            reason.contains("there is no profile") || reason.contains("only a trunk")
+        })
+    }
+
+    #[test]
+    fn limits_in_the_document_are_the_daemons() {
+        let settings = &document()["components"]["schemas"]["PortSettings"]["properties"];
+        for key in PORT_KEYS {
+            let schema = &settings[key.name];
+            assert!(schema.is_object(), "{}", key.name);
+            if key.kind == Kind::Number {
+                let limit = |name: &str| schema[name].as_u64().unwrap();
+                let (least, most) = (limit("minimum"), limit("maximum"));
+                assert!(is_taken(key.name, json!(least)) && is_taken(key.name, json!(most)));
+                assert!(!is_taken(key.name, json!(most + 1)), "{}", key.name);
+                assert!(least == 0 || !is_taken(key.name, json!(least - 1)));
+            }
+            assert!(is_taken(key.name, Value::Null), "{}", key.name);
+            let kinds = schema["type"].as_array().cloned().unwrap_or_default();
+            for value in [
+                json!(true),
+                json!(1.5),
+                json!([]),
+                json!({}),
+                json!("\u{0}"),
+            ] {
+                let is_bool = value.is_boolean() && kinds.contains(&json!("boolean"));
+                assert_eq!(is_taken(key.name, value), is_bool, "{}", key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn all_references_in_the_document_lead_somewhere() {
+        fn references<'a>(value: &'a Value, all: &mut Vec<&'a str>) {
+            match value {
+                Value::Object(members) => {
+                    all.extend(members.get("$ref").and_then(Value::as_str));
+                    members.values().for_each(|value| references(value, all));
+                }
+                Value::Array(values) => values.iter().for_each(|value| references(value, all)),
+                _ => {}
+            }
+        }
+        let document = document();
+        let mut all = Vec::new();
+        references(&document, &mut all);
+        assert!(all.len() > 20);
+        for reference in all {
+            let place = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(place).is_some(), "{reference}");
+        }
+    }
+}
