@@ -210,7 +210,7 @@ const WRONG: &[Wrong] = &[
         "{}",
         405,
         None,
-        &["cannot be done", "GET"],
+        &["cannot be done", "openapi.json"],
     ),
     (
         "GET",
