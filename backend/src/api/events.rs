@@ -11,14 +11,28 @@ use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
 use futures_util::stream::{self, StreamExt};
 
+use utoipa::ToSchema;
+
 use super::problem::Problem;
 use super::routes::{Answer, Shared};
-use crate::events::Event;
+use crate::events::{Event, EventKind};
 
 /// Streams at once. They stay open, and must leave connections to others.
 const STREAMS: usize = 32;
 /// How often a line is sent when nothing happens, to find out who is gone.
 const ALIVE: Duration = Duration::from_secs(15);
+
+/// An event as the stream has it.
+#[derive(ToSchema)]
+#[allow(dead_code)] // It describes what `told` makes.
+pub(super) struct ServerSentEvent {
+    /// The sequence of the event.
+    id: String,
+    /// The kind of the event.
+    event: EventKind,
+    /// The event itself, as JSON in one line: an `Event`.
+    data: String,
+}
 
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
@@ -49,7 +63,7 @@ impl Drop for Place {
     tag = "events",
     params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was heard; those since are sent first, as far as they are kept")),
     responses(
-        (status = 200, body = Event, content_type = "text/event-stream", description = "The events"),
+        (status = 200, body = ServerSentEvent, content_type = "text/event-stream", description = "The events"),
     )
 )]
 pub(super) async fn stream(State(control): Shared, headers: HeaderMap) -> Answer {

@@ -56,7 +56,7 @@ pub(super) async fn show(State(control): Shared, Name(name): Name) -> Answer {
     tag = "ports",
     params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
         ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, description = "*: only if there is none of that name"),
+        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
     ),
     request_body = PortSettings,
     responses(
@@ -91,7 +91,7 @@ pub(super) async fn put(
     tag = "ports",
     params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
         ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, description = "*: only if there is none of that name"),
+        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
     ),
     request_body = PortSettings,
     responses(
@@ -120,7 +120,7 @@ pub(super) async fn patch(
     tag = "ports",
     params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
         ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, description = "*: only if there is none of that name"),
+        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
     ),
     responses(
         (status = 200, body = Note, description = "It is ended until the daemon starts again"),
@@ -151,7 +151,7 @@ pub(super) async fn remove(State(control): Shared, Name(name): Name, headers: He
     tag = "ports",
     params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
         ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, description = "*: only if there is none of that name"),
+        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
     ),
     responses(
         (status = 200, body = Port, headers(("etag" = String, description = "Tag of its settings")), description = "The port"),

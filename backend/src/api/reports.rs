@@ -102,7 +102,7 @@ pub(super) async fn vm(State(control): Shared, Name(name): Name) -> Answer {
     path = "/metrics",
     tag = "metrics",
     responses(
-        (status = 200, body = String, content_type = "application/openmetrics-text", description = "See docs/metrics.md"),
+        (status = 200, body = String, content_type = "text/plain", description = "See docs/metrics.md"),
     )
 )]
 pub(super) async fn metrics(State(control): Shared) -> Answer {

@@ -13,6 +13,7 @@ use utoipa::{OpenApi, PartialSchema, ToSchema};
 use super::problem::ProblemDetails;
 use super::{events, ports, reports};
 use crate::config::{PORT_KEYS, PortConfig};
+use crate::events::Event;
 
 /// Settings of a port as a request has them: any of the keys, `null` for the default.
 pub struct PortSettings;
@@ -56,7 +57,7 @@ fn nullable(mut schema: Value) -> Value {
         title = "Tandem",
         description = "Tandem's daemon, on its unix socket. Errors are problem details (RFC 9457)."
     ),
-    components(schemas(ProblemDetails)),
+    components(schemas(ProblemDetails, Event)),
     paths(
         document,
         reports::status,

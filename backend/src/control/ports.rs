@@ -300,8 +300,15 @@ impl Control {
         let old = self.read().get(name).cloned();
         let aside = self.aside(name);
         let port = old.as_ref().or(aside.as_ref());
+        // What would be refused anyway does not depend on the condition (RFC 9110, 13.2.1).
+        let checked = self.checked(name, settings);
+        let is_invalid =
+            |all: &Vec<Refused>| all.iter().any(|one| one.kind == RefusedKind::Invalid);
+        if checked.as_ref().is_err_and(is_invalid) {
+            return Err(checked.err().unwrap_or_default());
+        }
         condition.check(name, port).map_err(|stale| vec![stale])?;
-        let (layer, mut new) = self.checked(name, settings)?;
+        let (layer, mut new) = checked?;
         // A socket that we were handed has no name to come back by.
         if let Some(fd) = old.as_ref().and_then(|old| old.socket_fd.as_ref())
             && new.socket.is_none()
