@@ -6,8 +6,11 @@ use programs::{Daemon, config};
 use serde_json::{Value, json};
 use tandem::config::{Kind, PORT_KEYS};
 
-/// A key, a value that is not its default, and what it takes beside it: keys with values.
-fn rows() -> Vec<(&'static str, Value, Vec<(&'static str, Value)>)> {
+/// A key and a value.
+type Setting = (&'static str, Value);
+
+/// A key, a value that is not its default, and what it takes beside it.
+fn rows() -> Vec<(&'static str, Value, Vec<Setting>)> {
     let group = programs::done(std::process::Command::new("id").arg("-gn")).out;
     vec![
         ("vm", json!("web"), vec![]),
@@ -40,16 +43,16 @@ fn plain(value: &Value) -> String {
 }
 
 /// `key = value` in TOML.
-fn toml(settings: &[(&str, Value)]) -> String {
-    let line = |(key, value): &(&str, Value)| format!("{key} = {value}\n");
+fn toml(settings: &[Setting]) -> String {
+    let line = |(key, value): &Setting| format!("{key} = {value}\n");
     settings.iter().map(line).collect()
 }
 
 /// `,key=value` behind `--port`, where lists join with `+`.
-fn line(settings: &[(&str, Value)]) -> String {
+fn line(settings: &[Setting]) -> String {
     let is_list =
         |name: &str| (PORT_KEYS.iter()).any(|key| key.name == name && key.kind == Kind::List);
-    let word = |(key, value): &(&str, Value)| {
+    let word = |(key, value): &Setting| {
         let text = plain(value);
         let text = if is_list(key) {
             text.replace(',', "+")
@@ -62,13 +65,12 @@ fn line(settings: &[(&str, Value)]) -> String {
 }
 
 /// `--key=value` of the CLI.
-fn flags(settings: &[(&str, Value)]) -> Vec<String> {
-    let flag =
-        |(key, value): &(&str, Value)| format!("--{}={}", key.replace('_', "-"), plain(value));
+fn flags(settings: &[Setting]) -> Vec<String> {
+    let flag = |(key, value): &Setting| format!("--{}={}", key.replace('_', "-"), plain(value));
     settings.iter().map(flag).collect()
 }
 
-fn body(settings: &[(&str, Value)]) -> String {
+fn body(settings: &[Setting]) -> String {
     let members = settings.iter().map(|(k, v)| ((*k).to_owned(), v.clone()));
     Value::Object(members.collect()).to_string()
 }
@@ -77,7 +79,7 @@ const TABLES: &str = "[switch.lab]\n[profile.tenant]\nstorm_limit = 5\n";
 
 /// Ways to make the port `p` of these settings, or to give them to one that is there; the daemon
 /// and where the settings come from.
-type Way = fn(&[(&str, Value)]) -> (Daemon, &'static str);
+type Way = fn(&[Setting]) -> (Daemon, &'static str);
 
 fn start(file: &str, args: &[&str]) -> Daemon {
     let (dir, path) = config(&format!("{TABLES}{file}"));
@@ -87,7 +89,7 @@ fn start(file: &str, args: &[&str]) -> Daemon {
     daemon
 }
 
-fn cli(daemon: &Daemon, verb: &str, settings: &[(&str, Value)]) {
+fn cli(daemon: &Daemon, verb: &str, settings: &[Setting]) {
     let flags = flags(settings);
     let words = ["port", verb, "p"]
         .into_iter()

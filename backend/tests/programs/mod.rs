@@ -19,7 +19,7 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A command that the kernel kills when the thread that starts it ends, in any way.
-fn bound(program: &str) -> Command {
+pub(crate) fn bound(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", program]);
     command
@@ -97,11 +97,19 @@ impl Daemon {
 
     /// Starts one and does not wait; `more` adds to its command.
     pub(crate) fn begin(dir: TempDir, args: &[&str], more: impl FnOnce(&mut Command)) -> Self {
+        Self::begin_as(dir, tandemd(args), more)
+    }
+
+    /// The same by another command, to which the arguments of `tandemd` are added.
+    pub(crate) fn begin_as(
+        dir: TempDir,
+        mut command: Command,
+        more: impl FnOnce(&mut Command),
+    ) -> Self {
         let at = |name: &str| dir.path().join(name);
         let _ = fs::remove_file(at("notify"));
         let notify = UnixDatagram::bind(at("notify")).unwrap();
         notify.set_read_timeout(Some(LIMIT)).unwrap();
-        let mut command = tandemd(args);
         command
             .arg("--run-dir")
             .arg(at("run"))
@@ -121,6 +129,22 @@ impl Daemon {
             notify,
             dir,
         }
+    }
+
+    /// What it tells the service manager next; nothing if it ends instead.
+    pub(crate) fn try_notified(&self) -> Option<String> {
+        let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        let mut events = [
+            PollFd::new(&self.notify, PollFlags::IN),
+            PollFd::new(&process, PollFlags::IN),
+        ];
+        let limit = Timespec {
+            tv_sec: LIMIT.as_secs() as i64,
+            tv_nsec: 0,
+        };
+        while poll(&mut events, Some(&limit)).is_err() {}
+        let told = !events[0].revents().is_empty();
+        told.then(|| self.notified())
     }
 
     /// What it tells the service manager next.
