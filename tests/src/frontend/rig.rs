@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::driver::{Config, Nic};
 use super::wire::PATIENCE;
-use crate::lab::{Daemon, Lab};
+use crate::lab::{Daemon, Lab, long};
 
 /// No test of the front-end takes longer; then the daemon is killed, and every wait for it fails.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -48,7 +48,8 @@ impl Rig {
         let pid = Pid::from_raw(daemon.process().pid() as i32).context("pid")?;
         let (stop, stopped) = channel();
         std::thread::spawn(move || {
-            if stopped.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let limit = if long() { 10 * LIMIT } else { LIMIT };
+            if stopped.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 let _ = kill_process(pid, Signal::KILL);
             }
         });
