@@ -181,10 +181,20 @@ fn fresh(text: &str) -> String {
     }
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  tandem port add web2 --mac 52:54:00:00:00:02 --vlan 10
+  tandem port show web2       # settings, counters, and in words why it is down
+  tandem port set web2 --vlan 20 --default mtu
+  tandem port list --watch
+  tandem vm list --json
+  tandem port remove web2";
+
 fn command() -> Command {
     Command::new("tandem")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Talks to tandemd, the virtual switch")
+        .after_help(EXAMPLES)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(

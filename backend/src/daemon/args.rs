@@ -62,7 +62,7 @@ impl Args {
 
     /// The command line with all that its help says.
     pub fn full_command() -> clap::Command {
-        let mut keys = String::from("Keys of --port (lists join with +):\n");
+        let mut keys = String::from(EXAMPLES) + "\nKeys of --port (lists join with +):\n";
         for key in PORT_KEYS {
             let _ = writeln!(keys, "  {:<19} {}", key.name, key.help);
         }
@@ -106,6 +106,13 @@ pub(super) fn absolute(path: &Path, option: &str) -> Result<PathBuf, Refused> {
         Refused::new(RefusedKind::Invalid, reason, "give a path").about(option)
     })
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandemd --port web1 --port db1
+  tandemd --port web1,vlan=10,queue_pairs=4 --metrics-listen 127.0.0.1:9464
+  tandemd --check --config /etc/tandem/tandem.toml
+";
 
 /// CPUs as a user writes them: `2-7,9`. Not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
