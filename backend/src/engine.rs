@@ -260,11 +260,27 @@ impl Engine for Running {
     }
 
     fn ports(&self) -> Vec<PortStatus> {
-        lock(&self.core.ports).values().map(report::port).collect()
+        let switches = self.core.switches.iter();
+        let learned: BTreeMap<&str, _> = switches
+            .map(|(name, switch)| (name.as_str(), switch.all_learned_macs()))
+            .collect();
+        let macs = |port: &Port| {
+            let of_switch = learned.get(port.config.switch.as_str());
+            of_switch
+                .and_then(|all| all.get(&port.id))
+                .map_or(&[][..], Vec::as_slice)
+        };
+        let ports = lock(&self.core.ports);
+        ports
+            .values()
+            .map(|port| report::port(port, macs(port)))
+            .collect()
     }
 
     fn port(&self, name: &str) -> Option<PortStatus> {
-        lock(&self.core.ports).get(name).map(report::port)
+        let ports = lock(&self.core.ports);
+        let port = ports.get(name)?;
+        Some(report::port(port, &port.switch.learned_macs(port.id)))
     }
 
     fn vms(&self) -> Vec<VmUsage> {

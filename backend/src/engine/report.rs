@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use tandem_uplink::{Switch, Tap};
+use tandem_uplink::{Mac, Switch, Tap};
 use tandem_virtio_net::Counters;
 use tandem_virtio_net::spec::feature_names;
 
@@ -16,8 +16,8 @@ use crate::status::{
 };
 use crate::vhost;
 
-pub(super) fn port(port: &Port) -> PortStatus {
-    let macs = port.switch.learned_macs(port.id);
+/// A port, with the addresses it has learned.
+pub(super) fn port(port: &Port, macs: &[Mac]) -> PortStatus {
     let neighbours = port.switch.neighbours(port.id);
     let status = PortStatus {
         name: port.config.name.clone(),

@@ -15,6 +15,7 @@ mod port;
 mod snapshot;
 mod verdict;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -232,6 +233,22 @@ impl Switch {
         macs.sort_unstable();
         macs.dedup();
         macs
+    }
+
+    /// The same for all ports that have learned any, in one walk.
+    pub fn all_learned_macs(&self) -> HashMap<PortId, Vec<Mac>> {
+        let snapshot = self.snapshot.load();
+        let mut by_owner: HashMap<_, Vec<Mac>> = HashMap::new();
+        for (key, owner) in self.table.entries() {
+            by_owner.entry(owner).or_default().push(key.mac());
+        }
+        let mine = snapshot.ports().filter_map(|port| {
+            let mut macs = by_owner.remove(&port.account.owner)?;
+            macs.sort_unstable();
+            macs.dedup();
+            Some((port.id, macs))
+        });
+        mine.collect()
     }
 
     /// All addresses it knows, sorted: those fixed to ports and those learned.

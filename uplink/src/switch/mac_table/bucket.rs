@@ -44,7 +44,7 @@ impl MacKey {
 
 /// A port as the table knows it. A port that was removed or got another policy comes back with
 /// another incarnation, so that what was learned before does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Owner {
     pub(crate) port: u16,
     pub(crate) incarnation: u16,
