@@ -21,7 +21,7 @@ use tandem_uplink::{Now, PortId, Switch};
 use crate::bell;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
-use crate::events::Events;
+use crate::events::{Event, EventKind, Events};
 use crate::port::{GuestPort, lock};
 use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, VmUsage};
 use crate::vhost::Endpoint;
@@ -34,7 +34,7 @@ mod watch;
 
 use build::Outside;
 use neighbours::{Announcer, Desk};
-use watch::{Look, Told};
+use watch::{Notified, Notifier, Published};
 
 /// How often the `control` thread looks around.
 const TICK: Duration = Duration::from_secs(1);
@@ -72,21 +72,24 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         )
     };
     let announcer = Announcer::start().map_err(threads)?;
-    let (look, looks) = Look::new();
+    let (notifier, notified) = Notifier::new();
     let core = Arc::new(Core {
         options,
-        look,
-        duplicates: Mutex::default(),
-        switches,
+        notifier,
+        switches: Mutex::new(switches),
         workers,
         announcer: announcer.desk(),
         ports: Mutex::default(),
     });
     let watched = Arc::downgrade(&core);
     let chores = [
-        Chore::start("control", move |_| look_after(&watched, &looks)),
+        Chore::start("control", move |_| look_after(&watched, &notified)),
         Chore::start("bells", bell::watch),
     ];
+    if chores.iter().any(Result::is_err) {
+        // The one that runs waits for this, and is waited for.
+        core.notifier.stop();
+    }
     let chores = chores.into_iter().collect::<io::Result<Vec<_>>>();
     let chores = chores.map_err(threads)?;
     Ok(Arc::new(Running {
@@ -136,7 +139,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.core.look.stop();
+        self.core.notifier.stop();
         self.chores.clear();
         // Ports end here and not when some thread lets go of its last reference.
         lock(&self.core.ports).clear();
@@ -145,10 +148,9 @@ impl Drop for Running {
 
 struct Core {
     options: EngineOptions,
-    look: Look,
-    /// Addresses of which it was told that they are seen twice, with their switches.
-    duplicates: Mutex<BTreeSet<(String, String)>>,
-    switches: BTreeMap<String, Arc<Switch>>,
+    notifier: Notifier,
+    /// Never locked for long: what goes through all of them takes a copy.
+    switches: Mutex<BTreeMap<String, Arc<Switch>>>,
     workers: Workers,
     announcer: Desk,
     ports: Mutex<BTreeMap<String, Port>>,
@@ -164,23 +166,23 @@ struct Port {
     broken: Option<String>,
     /// Frames from the VM when last looked at.
     seen: u64,
-    told: Told,
+    published: Published,
 }
 
-fn look_after(core: &Weak<Core>, looks: &watch::Looks) {
+fn look_after(core: &Weak<Core>, notified: &Notified) {
     let mut tick = Instant::now() + TICK;
-    while looks.wait(tick) {
+    let mut duplicates = BTreeSet::new();
+    while notified.wait(tick) {
         let Some(core) = core.upgrade() else { return };
         if tick <= Instant::now() {
             tick = Instant::now() + TICK;
-            core.switches
-                .values()
-                .for_each(|switch| switch.age(Now::monotonic()));
+            let switches = core.switches();
+            (switches.values()).for_each(|switch| switch.age(Now::monotonic()));
             lock(&core.ports).values_mut().for_each(Port::look_after);
-            core.tell_duplicates();
+            core.publish_duplicates(&mut duplicates);
         }
         let events = &core.options.events;
-        (lock(&core.ports).values_mut()).for_each(|port| port.tell(events));
+        (lock(&core.ports).values_mut()).for_each(|port| port.publish(events));
     }
 }
 
@@ -229,8 +231,50 @@ fn no_such_port(name: &str) -> Refused {
     )
 }
 
+impl Core {
+    fn switches(&self) -> BTreeMap<String, Arc<Switch>> {
+        lock(&self.switches).clone()
+    }
+}
+
+fn no_such_switch(name: &str) -> Refused {
+    let reason = format!("there is no switch {name}");
+    Refused::new(RefusedKind::NotFound, reason, "see tandem switch list")
+}
+
 impl Engine for Running {
-    fn add_port(&self, config: &PortConfig) -> Result<(), Refused> {
+    fn add_switch(&self, name: &str, config: &SwitchConfig) -> Result<(), Refused> {
+        let mut switches = lock(&self.core.switches);
+        if switches.contains_key(name) {
+            let reason = format!("there is a switch {name} already");
+            let remedy = "choose another name";
+            return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
+        }
+        let switch = Arc::new(build::switch(name, config));
+        switches.insert(name.to_owned(), switch);
+        Ok(())
+    }
+
+    fn change_switch(&self, name: &str, config: &SwitchConfig) -> Result<(), Refused> {
+        let switches = self.core.switches();
+        let switch = switches.get(name).ok_or_else(|| no_such_switch(name))?;
+        switch.configure(build::sizes(config));
+        Ok(())
+    }
+
+    fn remove_switch(&self, name: &str) -> Result<(), Refused> {
+        // Ports are made with their lock held: none comes while we look.
+        let ports = lock(&self.core.ports);
+        if let Some(port) = ports.values().find(|port| port.config.switch == name) {
+            let reason = format!("port {} is on switch {name}", port.config.name);
+            let remedy = "remove it, or move it to another switch";
+            return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
+        }
+        let removed = lock(&self.core.switches).remove(name);
+        removed.map(drop).ok_or_else(|| no_such_switch(name))
+    }
+
+    fn add_port(&self, config: &PortConfig, event: EventKind) -> Result<(), Refused> {
         let core = &self.core;
         let mut ports = lock(&core.ports);
         if ports.contains_key(&config.name) {
@@ -239,6 +283,10 @@ impl Engine for Running {
             return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
         }
         let port = core.build(config)?;
+        // Before anything that its VM does.
+        core.options
+            .events
+            .publish(Event::of_port(event, &config.name));
         ports.insert(config.name.clone(), port);
         debug!("port {}: on switch {}", config.name, config.switch);
         Ok(())
@@ -254,14 +302,14 @@ impl Engine for Running {
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
         let mut ports = lock(&self.core.ports);
         let port = ports.remove(name).ok_or_else(|| no_such_port(name))?;
-        port.told.ended(name, &self.core.options.events);
+        port.published.ended(name, &self.core.options.events);
         self.core.end(port);
         Ok(())
     }
 
     fn ports(&self) -> Vec<PortStatus> {
-        let switches = self.core.switches.iter();
-        let learned: BTreeMap<&str, _> = switches
+        let switches = self.core.switches();
+        let learned: BTreeMap<&str, _> = (switches.iter())
             .map(|(name, switch)| (name.as_str(), switch.all_learned_macs()))
             .collect();
         let macs = |port: &Port| {
@@ -283,6 +331,18 @@ impl Engine for Running {
         Some(report::port(port, &port.switch.learned_macs(port.id)))
     }
 
+    fn has_port(&self, name: &str) -> bool {
+        lock(&self.core.ports).contains_key(name)
+    }
+
+    fn ports_up(&self) -> usize {
+        let ports = lock(&self.core.ports);
+        let up = ports
+            .values()
+            .filter(|port| report::state(port).0.is_none());
+        up.count()
+    }
+
     fn vms(&self) -> Vec<VmUsage> {
         let usage = self.core.workers.usage().into_iter();
         usage
@@ -296,7 +356,8 @@ impl Engine for Running {
 
     fn status(&self) -> SwitchesStatus {
         let ports = lock(&self.core.ports);
-        let switches = self.core.switches.iter().map(|(name, switch)| {
+        let switches = self.core.switches();
+        let switches = switches.iter().map(|(name, switch)| {
             let mine = ports.values().filter(|port| port.config.switch == *name);
             report::switch(name, switch, mine)
         });

@@ -1,7 +1,7 @@
-//! What happens, told to whoever listens: the last [`KEPT`] events, each with its number.
+//! What happens, for whoever subscribes: the last [`KEPT`] events, each with its number.
 //!
-//! Whoever tells never waits. A listener reads on from the number it has got to; one that is too
-//! slow is told how many events it missed.
+//! Whoever publishes never waits. A subscriber reads on from the number it has got to; one that is
+//! too slow is told that it missed some.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +38,7 @@ pub enum EventKind {
     ReloadRefused,
     /// An address is seen on two ports of a switch at once.
     DuplicateMac,
-    /// The listener was too slow, or was away for too long: events before this one are lost to it.
+    /// The subscriber was too slow, or away for too long: events before this one are lost to it.
     Missed,
 }
 
@@ -53,7 +53,8 @@ impl EventKind {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its number, from 1; each daemon counts anew.
+    /// Its number, one more than that of the event before. The first is the time the daemon started
+    /// at, in microseconds of Unix time, so that one that starts later goes on higher.
     pub sequence: u64,
     /// When, in UTC (RFC 3339).
     pub time: String,
@@ -71,7 +72,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event of now; it gets its number when it is told.
+    /// An event of now; it gets its number when it is published.
     pub fn new(event: EventKind) -> Self {
         Self {
             sequence: 0,
@@ -109,17 +110,26 @@ pub struct Events {
     last: watch::Sender<Option<u64>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     last: u64,
     events: VecDeque<Arc<Event>>,
 }
 
+impl Kept {
+    /// The number of the first that is kept, or would be.
+    fn oldest(&self) -> u64 {
+        self.last + 1 - self.events.len() as u64
+    }
+}
+
 impl Default for Events {
     fn default() -> Self {
+        let last = Timestamp::now().as_microsecond().unsigned_abs();
+        let events = VecDeque::new();
         Self {
-            kept: Mutex::default(),
-            last: watch::Sender::new(Some(0)),
+            kept: Mutex::new(Kept { last, events }),
+            last: watch::Sender::new(Some(last)),
         }
     }
 }
@@ -129,8 +139,8 @@ impl Events {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells an event.
-    pub fn tell(&self, mut event: Event) {
+    /// Publishes an event.
+    pub fn publish(&self, mut event: Event) {
         let mut kept = self.kept();
         kept.last += 1;
         event.sequence = kept.last;
@@ -148,29 +158,31 @@ impl Events {
         });
     }
 
-    /// Ends all listeners, once they have heard what was told.
+    /// Ends all subscribers, once they have what was published.
     pub fn close(&self) {
         self.last.send_replace(None);
     }
 
-    /// A listener to what comes after the event `last`, or after now.
-    pub fn listen(&self, last: Option<u64>) -> Listener {
-        let now = self.kept().last;
-        Listener {
-            told: self.last.subscribe(),
-            // A number of another daemon's life says nothing: all that is kept is news.
-            next: last.map_or(now, |last| if last > now { 0 } else { last }) + 1,
-        }
+    /// A subscriber to what comes after the event `last`, of which 0 is before all, or after now.
+    pub fn subscribe(&self, last: Option<u64>) -> Subscriber {
+        let next = match last {
+            // All that is kept.
+            Some(0) => self.kept().oldest(),
+            Some(last) => last.saturating_add(1),
+            None => self.kept().last + 1,
+        };
+        let published = self.last.subscribe();
+        Subscriber { published, next }
     }
 
-    /// The kept events from the number `next` on; in front one that says how many are not kept.
+    /// The kept events from the number `next` on; in front one that says so if some are not kept.
     fn since(&self, next: u64) -> VecDeque<Arc<Event>> {
         let kept = self.kept();
-        let oldest = kept.last + 1 - kept.events.len() as u64;
+        let oldest = kept.oldest();
         let skip = next.saturating_sub(oldest) as usize;
         let mut events: VecDeque<_> = kept.events.iter().skip(skip).cloned().collect();
         if next < oldest {
-            let words = format!("{} events are not kept any more", oldest - next);
+            let words = "events before this one are not kept any more".to_owned();
             let missed = Event {
                 sequence: oldest - 1,
                 ..Event::new(EventKind::Missed).saying(words)
@@ -181,24 +193,24 @@ impl Events {
     }
 }
 
-/// Somebody who hears events in their order.
+/// Somebody who gets events in their order.
 #[derive(Debug)]
-pub struct Listener {
-    told: watch::Receiver<Option<u64>>,
+pub struct Subscriber {
+    published: watch::Receiver<Option<u64>>,
     next: u64,
 }
 
-impl Listener {
+impl Subscriber {
     /// The next events, as soon as there are any; none when there will be no more.
     pub async fn next(&mut self, events: &Events) -> Option<VecDeque<Arc<Event>>> {
         loop {
-            let open = self.told.borrow_and_update().is_some();
+            let open = self.published.borrow_and_update().is_some();
             let new = events.since(self.next);
             if let Some(last) = new.back() {
                 self.next = last.sequence + 1;
                 return Some(new);
             }
-            if !open || self.told.changed().await.is_err() {
+            if !open || self.published.changed().await.is_err() {
                 return None;
             }
         }
@@ -209,37 +221,43 @@ impl Listener {
 mod tests {
     use super::*;
 
-    fn heard(listener: &mut Listener, events: &Events) -> Vec<(u64, EventKind)> {
+    fn heard(subscriber: &mut Subscriber, events: &Events) -> Vec<(u64, EventKind)> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let heard = runtime.block_on(listener.next(events));
+        let heard = runtime.block_on(subscriber.next(events));
         let all = heard.into_iter().flatten();
         all.map(|event| (event.sequence, event.event)).collect()
     }
 
     #[test]
-    fn listeners_hear_all_in_order_and_what_they_missed() {
+    fn subscribers_get_all_in_order_and_know_what_they_missed() {
         let events = Events::default();
-        let tell = || events.tell(Event::of_port(EventKind::PortUp, "web1"));
-        tell();
-        let mut new = events.listen(None);
-        let mut old = events.listen(Some(0));
-        let mut of_another_life = events.listen(Some(99));
-        tell();
-        assert_eq!(heard(&mut new, &events), [(2, EventKind::PortUp)]);
-        let both = [(1, EventKind::PortUp), (2, EventKind::PortUp)];
+        let start = events.kept().last;
+        let publish = || events.publish(Event::of_port(EventKind::PortUp, "web1"));
+        publish();
+        let mut new = events.subscribe(None);
+        let mut old = events.subscribe(Some(0));
+        let mut of_an_earlier_life = events.subscribe(Some(start - 7));
+        publish();
+        assert_eq!(heard(&mut new, &events), [(start + 2, EventKind::PortUp)]);
+        let both = [
+            (start + 1, EventKind::PortUp),
+            (start + 2, EventKind::PortUp),
+        ];
         assert_eq!(heard(&mut old, &events), both);
-        assert_eq!(heard(&mut of_another_life, &events), both);
-        (0..KEPT + 3).for_each(|_| tell());
+        let late = heard(&mut of_an_earlier_life, &events);
+        assert_eq!(late[0], (start, EventKind::Missed));
+        assert_eq!(late[1..], both);
+        (0..KEPT + 3).for_each(|_| publish());
         let late = heard(&mut new, &events);
         assert_eq!(late.len(), KEPT + 1);
-        assert_eq!(late[0], (5, EventKind::Missed));
-        assert_eq!(late[1], (6, EventKind::PortUp));
-        tell();
+        assert_eq!(late[0], (start + 5, EventKind::Missed));
+        assert_eq!(late[1], (start + 6, EventKind::PortUp));
+        publish();
         events.close();
         assert_eq!(heard(&mut new, &events).len(), 1);
         assert!(heard(&mut new, &events).is_empty());
-        assert!(heard(&mut events.listen(None), &events).is_empty());
+        assert!(heard(&mut events.subscribe(None), &events).is_empty());
     }
 }

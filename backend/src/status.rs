@@ -250,6 +250,12 @@ pub struct SwitchStatus {
 /// A switch in the API: what was asked for and what it does.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Switch {
+    /// The tag of its settings, for the head of an answer.
+    #[serde(skip)]
+    pub tag: String,
+    /// Where each setting came from.
+    #[schema(value_type = BTreeMap<String, Origin>)]
+    pub origin: BTreeMap<&'static str, Origin>,
     /// What it does.
     #[serde(flatten)]
     pub running: SwitchStatus,

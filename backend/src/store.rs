@@ -1,7 +1,7 @@
 //! What was set over the API, kept in the state directory so that it survives a restart.
 //!
-//! One small JSON file: `{"version":1,"ports":{"web1":{"mtu":9000},"old":null}}`, where `null` is a
-//! port of the configuration file that was removed. It is replaced as a whole: written beside,
+//! One small JSON file: `{"version":2,"ports":{"web1":{"mtu":9000},"old":null},"switches":{}}`, where
+//! `null` is a port of the configuration file that was removed. Version 1 had no switches. It is replaced as a whole: written beside,
 //! synced, renamed, and the directory synced, so that after a power cut there is the old file or
 //! the new one. What cannot be read is never guessed at.
 
@@ -18,7 +18,7 @@ use crate::config::{Layer, Origin, Overlay, Problem};
 use crate::control::{Refused, RefusedKind};
 
 /// The version of the format that is written.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// The file of ports in a state directory.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct Store {
 struct Saved {
     version: u64,
     ports: BTreeMap<String, Option<Map<String, Value>>>,
+    #[serde(default)]
+    switches: BTreeMap<String, Map<String, Value>>,
 }
 
 impl Store {
@@ -48,7 +50,7 @@ impl Store {
     pub fn load(&self) -> Result<Overlay, Vec<Problem>> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Overlay::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Overlay::default()),
             Err(error) => {
                 let reason = format!("cannot be read: {error}");
                 return Err(self.problem(reason, "check its permissions, or --state-dir"));
@@ -75,22 +77,29 @@ impl Store {
                 },
             )?;
         match saved.version {
-            VERSION => self.layers(saved),
+            1 | VERSION => self.layers(saved),
             newer if newer > VERSION => Err(self.newer(newer)),
             other => Err(self.problem(format!("is damaged: there is no version {other}"), remedy)),
         }
     }
 
     fn layers(&self, saved: Saved) -> Result<Overlay, Vec<Problem>> {
-        let mut overlay = Overlay::new();
+        let mut overlay = Overlay::default();
         let mut problems = Vec::new();
+        let place = |kind: &str, name: &str| format!("{}: [{kind}{name}]", self.path.display());
         for (name, settings) in saved.ports {
-            let place = format!("{}: [{name}]", self.path.display());
             let layer = settings
-                .map(|settings| Layer::from_json(&name, Origin::Api, &place, &settings))
+                .map(|settings| Layer::from_json(&name, Origin::Api, &place("", &name), &settings))
                 .transpose();
             match layer {
-                Ok(layer) => drop(overlay.insert(name, layer)),
+                Ok(layer) => drop(overlay.ports.insert(name, layer)),
+                Err(wrong) => problems.extend(wrong),
+            }
+        }
+        for (name, settings) in saved.switches {
+            let place = place("switch ", &name);
+            match Layer::from_json(&name, Origin::Api, &place, &settings) {
+                Ok(layer) => drop(overlay.switches.insert(name, layer)),
                 Err(wrong) => problems.extend(wrong),
             }
         }
@@ -121,13 +130,16 @@ impl Store {
     /// The state directory cannot be written.
     pub fn save(&self, overlay: &Overlay) -> Result<(), Refused> {
         let json = |layer: &Option<Layer>| layer.as_ref().map(Layer::to_json);
-        let ports = overlay
-            .iter()
-            .map(|(name, layer)| (name.clone(), json(layer)))
-            .collect();
+        let ports = overlay.ports.iter();
+        let switches = overlay.switches.iter();
         let saved = serde_json::to_vec_pretty(&Saved {
             version: VERSION,
-            ports,
+            ports: ports
+                .map(|(name, layer)| (name.clone(), json(layer)))
+                .collect(),
+            switches: switches
+                .map(|(name, layer)| (name.clone(), layer.to_json()))
+                .collect(),
         });
         saved
             .map_err(io::Error::from)
@@ -173,31 +185,39 @@ mod tests {
         let settings = serde_json::json!({"mtu": 9000, "trunk_vlans": "10,20-29"});
         let web1 = Layer::from_json("web1", Origin::Api, "", settings.as_object().unwrap());
         let plain = Layer::from_json("db1", Origin::Api, "", &Map::new());
-        [
-            ("web1", Some(web1.unwrap())),
-            ("db1", Some(plain.unwrap())),
-            ("old", None),
-        ]
-        .map(|(name, layer)| (name.to_owned(), layer))
-        .into()
+        let settings = serde_json::json!({"mac_limit": 100});
+        let lab = Layer::from_json("lab", Origin::Api, "", settings.as_object().unwrap());
+        Overlay {
+            ports: [
+                ("web1", Some(web1.unwrap())),
+                ("db1", Some(plain.unwrap())),
+                ("old", None),
+            ]
+            .map(|(name, layer)| (name.to_owned(), layer))
+            .into(),
+            switches: [("lab".to_owned(), lab.unwrap())].into(),
+        }
     }
 
-    fn plain(overlay: &Overlay) -> BTreeMap<String, Option<Map<String, Value>>> {
-        overlay
-            .iter()
-            .map(|(n, l)| (n.clone(), l.as_ref().map(Layer::to_json)))
-            .collect()
+    fn plain(overlay: &Overlay) -> Value {
+        let ports: Map<String, Value> = (overlay.ports.iter())
+            .map(|(n, l)| (n.clone(), serde_json::json!(l.as_ref().map(Layer::to_json))))
+            .collect();
+        let switches: Map<String, Value> = (overlay.switches.iter())
+            .map(|(n, l)| (n.clone(), Value::Object(l.to_json())))
+            .collect();
+        serde_json::json!([ports, switches])
     }
 
     #[test]
     fn what_was_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        assert!(store.load().unwrap().is_empty());
+        assert_eq!(plain(&store.load().unwrap()), plain(&Overlay::default()));
         store.save(&overlay()).unwrap();
         assert_eq!(plain(&store.load().unwrap()), plain(&overlay()));
-        store.save(&Overlay::new()).unwrap();
-        assert!(store.load().unwrap().is_empty());
+        store.save(&Overlay::default()).unwrap();
+        assert_eq!(plain(&store.load().unwrap()), plain(&Overlay::default()));
         let names: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name())
@@ -234,8 +254,8 @@ mod tests {
         store.save(&overlay()).unwrap();
         fs::write(dir.path().join("ports.json.new"), b"{\"vers").unwrap();
         assert_eq!(plain(&store.load().unwrap()), plain(&overlay()));
-        store.save(&Overlay::new()).unwrap();
-        assert!(store.load().unwrap().is_empty());
+        store.save(&Overlay::default()).unwrap();
+        assert_eq!(plain(&store.load().unwrap()), plain(&Overlay::default()));
     }
 
     #[test]
@@ -243,8 +263,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
         for (text, words) in [
-            (r#"{"version":2,"ports":{}}"#, "newer"),
-            (r#"{"version":2,"ports":[],"teams":{}}"#, "newer"),
+            (r#"{"version":3,"ports":{}}"#, "newer"),
+            (r#"{"version":3,"ports":[],"teams":{}}"#, "newer"),
             (r#"{"version":0,"ports":{}}"#, "damaged"),
             (r#"{"ports":{}}"#, "damaged"),
             (
@@ -261,6 +281,18 @@ mod tests {
                 problems[0]
             );
         }
+    }
+
+    #[test]
+    fn what_an_older_daemon_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        fs::write(&store.path, r#"{"version":1,"ports":{"a":{"mtu":1600}}}"#).unwrap();
+        let overlay = store.load().unwrap();
+        assert_eq!(
+            plain(&overlay),
+            serde_json::json!([{"a": {"mtu": 1600}}, {}])
+        );
     }
 
     #[test]

@@ -665,3 +665,24 @@ fn what_was_set_over_the_api_is_checked_too() {
     assert_eq!(done.code, Some(1), "{done:?}");
     assert!(done.err.contains("ports.json: is damaged"), "{}", done.err);
 }
+
+#[test]
+fn what_a_port_has_itself_leaves_out_what_its_profile_has_against_it() {
+    for (profile, port) in [
+        ("vlan = 10", "trunk_vlans = \"10,20\""),
+        ("trunk_vlans = \"10,20\"\nnative_vlan = 10", "vlan = 7"),
+        ("queue_pairs = 4\nfailover = true", "tap = \"tandem0\""),
+        ("socket_group = \"root\"", "socket_role = \"connect\""),
+    ] {
+        let text = format!("[profile.p]\n{profile}\n[port.a]\nprofile = \"p\"\n{port}\n");
+        let done = check(&text);
+        assert_eq!(done.code, Some(0), "{text}: {}", done.err);
+    }
+    let done = check("[profile.p]\nvlan = 1\ntrunk_vlans = \"2\"\n");
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.err.contains("t.toml:2: [profile.p]: vlan: "),
+        "{}",
+        done.err
+    );
+}

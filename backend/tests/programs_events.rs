@@ -120,13 +120,15 @@ fn the_cli_shows_events_for_people_and_for_programs() {
     };
     let people = listen(&["events", "--count", "1"]);
     let programs = listen(&["events", "--json", "--count", "1"]);
-    let until_the_end = listen(&["events"]);
+    let mut until_the_end = listen(&["events"]);
+    let mut out = BufReader::new(until_the_end.stdout.take().unwrap());
     // They say nothing until there is an event: cause some until all have heard one.
-    let (people, programs) = std::thread::scope(|scope| {
+    let (people, programs, _) = std::thread::scope(|scope| {
         let heard = scope.spawn(|| {
             (
                 people.wait_with_output().unwrap(),
                 programs.wait_with_output().unwrap(),
+                out.read_line(&mut String::new()).unwrap(),
             )
         });
         while !heard.is_finished() {

@@ -247,7 +247,7 @@ fn problems(text: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     match File::parse(text, "t.toml", &mut problems) {
         Ok(file) => problems.extend(
-            build(&file, &Overlay::new(), &[], Path::new("/run/tandem"))
+            build(&file, &Overlay::default(), &[], Path::new("/run/tandem"))
                 .err()
                 .into_iter()
                 .flatten(),

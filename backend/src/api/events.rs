@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -10,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::Semaphore;
 
 use utoipa::ToSchema;
 
@@ -24,7 +24,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 
 /// An event as the stream has it.
 #[derive(ToSchema)]
-#[allow(dead_code)] // It describes what `told` makes.
+#[allow(dead_code)] // It describes what `message` makes.
 pub(super) struct ServerSentEvent {
     /// The sequence of the event.
     id: String,
@@ -34,26 +34,7 @@ pub(super) struct ServerSentEvent {
     data: String,
 }
 
-static OPEN: AtomicUsize = AtomicUsize::new(0);
-
-/// One of the streams there may be.
-struct Place;
-
-impl Place {
-    fn take() -> Option<Self> {
-        let more = |open| (open < STREAMS).then_some(open + 1);
-        (OPEN
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .ok())
-        .map(|_| Self)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+static STREAMS_LEFT: Semaphore = Semaphore::const_new(STREAMS);
 
 /// What happens, from now on or from after the event `Last-Event-ID`: a stream of server-sent
 /// events. The data of each is an object; `id` is its sequence, `event` its kind.
@@ -61,7 +42,7 @@ impl Drop for Place {
     get,
     path = "/api/v1/events",
     tag = "events",
-    params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was heard; those since are sent first, as far as they are kept")),
+    params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was heard, or 0; those since are sent first, as far as they are kept")),
     responses(
         (status = 200, body = ServerSentEvent, content_type = "text/event-stream", description = "The events"),
     )
@@ -74,7 +55,7 @@ pub(super) async fn stream(State(control): Shared, headers: HeaderMap) -> Answer
         let reason = "Last-Event-ID is no number";
         return Err(Problem::request(StatusCode::BAD_REQUEST, reason, remedy));
     }
-    let Some(place) = Place::take() else {
+    let Ok(permit) = STREAMS_LEFT.try_acquire() else {
         let reason = format!("{STREAMS} streams of events are open");
         let remedy = "end one of them";
         return Err(Problem::request(
@@ -84,23 +65,23 @@ pub(super) async fn stream(State(control): Shared, headers: HeaderMap) -> Answer
         ));
     };
     let events = Arc::clone(control.events());
-    let listener = events.listen(last.flatten());
-    let heard = stream::unfold((events, listener, place), async |mut all| {
+    let subscriber = events.subscribe(last.flatten());
+    let heard = stream::unfold((events, subscriber, permit), async |mut all| {
         let heard = all.1.next(&all.0).await?;
         Some((stream::iter(heard), all))
     });
-    // Whoever listens knows by this that it does.
+    // Whoever subscribes knows by this that it has.
     let hello = stream::once(async { Ok(sse::Event::default().comment("events follow")) });
-    let told = heard
+    let messages = heard
         .flatten()
-        .map(|event| Ok::<_, Infallible>(told(&event)));
+        .map(|event| Ok::<_, Infallible>(message(&event)));
     let alive = KeepAlive::new().interval(ALIVE);
-    Ok(Sse::new(hello.chain(told))
+    Ok(Sse::new(hello.chain(messages))
         .keep_alive(alive)
         .into_response())
 }
 
-fn told(event: &Event) -> sse::Event {
+fn message(event: &Event) -> sse::Event {
     let json = serde_json::to_string(event).unwrap_or_default();
     sse::Event::default()
         .id(event.sequence.to_string())

@@ -8,7 +8,7 @@
 //! | `/api/v1/ports` | GET |
 //! | `/api/v1/ports/NAME` | GET, PUT (create or replace), PATCH (RFC 7396), DELETE |
 //! | `/api/v1/ports/NAME/reset` | POST: back to file and command line |
-//! | `/api/v1/switches`, `/api/v1/switches/NAME` | GET |
+//! | `/api/v1/switches`, `/api/v1/switches/NAME`, `/api/v1/switches/NAME/reset` | as for ports |
 //! | `/api/v1/profiles` | GET |
 //! | `/api/v1/vms` | GET |
 //! | `/api/v1/vms/NAME` | GET |
@@ -26,6 +26,7 @@ mod reports;
 mod routes;
 mod schema;
 mod socket;
+mod switches;
 
 use std::io;
 use std::sync::Arc;

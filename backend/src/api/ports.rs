@@ -1,17 +1,15 @@
 //! The ports.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::problem::Problem;
-use super::routes::{Answer, Name, Shared, blocking, json, object};
+use super::routes::{Answer, Name, Shared, blocking, condition, json, object, tagged};
 use super::schema::PortSettings;
-use crate::control::{Condition, Put, Removed};
+use crate::control::{Put, Removed};
 use crate::status::{Port, Ports};
 
 /// All ports, by name.
@@ -46,7 +44,11 @@ pub(super) async fn list(State(control): Shared) -> Answer {
     )
 )]
 pub(super) async fn show(State(control): Shared, Name(name): Name) -> Answer {
-    blocking(move || Ok(port(StatusCode::OK, &control.port(&name)?))).await
+    blocking(move || {
+        let port = control.port(&name)?;
+        Ok(tagged(&port.tag, &port))
+    })
+    .await
 }
 
 /// Makes a port with just these settings, in the place of one of that name.
@@ -84,7 +86,7 @@ pub(super) async fn put(
     .await
 }
 
-/// Changes the settings that are named (JSON Merge Patch, RFC 7396); null is the default.
+/// Changes the settings that are named (JSON Merge Patch, RFC 7396); null takes one back.
 #[utoipa::path(
     patch,
     path = "/api/v1/ports/{name}",
@@ -108,7 +110,7 @@ pub(super) async fn patch(
     let changes = object(body).await?;
     blocking(move || {
         let now = control.patch(&name, &changes, &condition)?;
-        Ok(port(StatusCode::OK, &now))
+        Ok(tagged(&now.tag, &now))
     })
     .await
 }
@@ -161,7 +163,7 @@ pub(super) async fn reset(State(control): Shared, Name(name): Name, headers: Hea
     let condition = condition(&headers)?;
     blocking(move || {
         let now = control.reset(&name, &condition)?;
-        Ok(port(StatusCode::OK, &now))
+        Ok(tagged(&now.tag, &now))
     })
     .await
 }
@@ -171,35 +173,4 @@ pub(super) async fn reset(State(control): Shared, Name(name): Name, headers: Hea
 pub(super) struct Note {
     /// What else there is to know.
     note: String,
-}
-
-/// What the request depends on (RFC 9110, 13.1.1 and 13.1.2).
-fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
-    let bad = |what: &str| {
-        let remedy = "send If-Match with the ETag of a port or *, or If-None-Match: *";
-        Err(Problem::request(StatusCode::BAD_REQUEST, what, remedy))
-    };
-    match (
-        headers.get(header::IF_MATCH),
-        headers.get(header::IF_NONE_MATCH),
-    ) {
-        (None, None) => Ok(Condition::Always),
-        (None, Some(value)) if value == "*" => Ok(Condition::IsNew),
-        (Some(value), None) if value == "*" => Ok(Condition::Exists),
-        (Some(_), None) => {
-            let lines = headers.get_all(header::IF_MATCH).iter();
-            let lines = lines.filter_map(|line| line.to_str().ok());
-            let tags = lines.flat_map(|line| line.split(','));
-            let tags = tags.map(|tag| tag.trim().to_owned());
-            Ok(Condition::Is(tags.collect()))
-        }
-        (None, Some(_)) => bad("If-None-Match names tags, which is of no use here"),
-        (Some(_), Some(_)) => bad("If-Match and If-None-Match contradict each other"),
-    }
-}
-
-/// A port, with the tag of its settings for [`condition`].
-fn port(status: StatusCode, port: &Port) -> Response {
-    let tag = [(header::ETAG, port.tag.clone())];
-    (status, tag, Json(port)).into_response()
 }

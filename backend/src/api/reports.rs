@@ -6,7 +6,7 @@ use axum::response::IntoResponse;
 
 use super::routes::{Answer, Name, Shared, blocking, json};
 use crate::metrics;
-use crate::status::{Profiles, Status, Switch, Switches, Vm, Vms};
+use crate::status::{Profiles, Status, Vm, Vms};
 
 /// The whole.
 #[utoipa::path(
@@ -19,37 +19,6 @@ use crate::status::{Profiles, Status, Switch, Switches, Vm, Vms};
 )]
 pub(super) async fn status(State(control): Shared) -> Answer {
     blocking(move || Ok(json(StatusCode::OK, &control.status()))).await
-}
-
-/// All switches, by name.
-#[utoipa::path(
-    get,
-    path = "/api/v1/switches",
-    tag = "switches",
-    responses(
-        (status = 200, body = Switches, description = "The switches"),
-    )
-)]
-pub(super) async fn switches(State(control): Shared) -> Answer {
-    blocking(move || {
-        let switches = control.switches();
-        Ok(json(StatusCode::OK, &Switches { switches }))
-    })
-    .await
-}
-
-/// One switch.
-#[utoipa::path(
-    get,
-    path = "/api/v1/switches/{name}",
-    tag = "switches",
-    params(("name" = String, Path, description = "Name of the switch", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")),
-    responses(
-        (status = 200, body = Switch, description = "The switch"),
-    )
-)]
-pub(super) async fn switch(State(control): Shared, Name(name): Name) -> Answer {
-    blocking(move || Ok(json(StatusCode::OK, &control.switch(&name)?))).await
 }
 
 /// All profiles of the configuration file, by name.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, Path, State};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -15,8 +15,8 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
-use super::{events, ports, reports, schema};
-use crate::control::Control;
+use super::{events, ports, reports, schema, switches};
+use crate::control::{Condition, Control};
 
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 64 << 10;
@@ -41,8 +41,15 @@ pub(super) fn router(control: Arc<Control>) -> Router {
                 .delete(ports::remove),
         )
         .route("/api/v1/ports/{name}/reset", post(ports::reset))
-        .route("/api/v1/switches", get(reports::switches))
-        .route("/api/v1/switches/{name}", get(reports::switch))
+        .route("/api/v1/switches", get(switches::list))
+        .route(
+            "/api/v1/switches/{name}",
+            get(switches::show)
+                .put(switches::put)
+                .patch(switches::patch)
+                .delete(switches::remove),
+        )
+        .route("/api/v1/switches/{name}/reset", post(switches::reset))
         .route("/api/v1/profiles", get(reports::profiles))
         .route("/api/v1/vms", get(reports::vms))
         .route("/api/v1/vms/{name}", get(reports::vm))
@@ -134,4 +141,35 @@ pub(super) async fn object(body: Body) -> Result<Map<String, Value>, Problem> {
         let remedy = r#"send settings, such as {"mtu": 9000}"#;
         Problem::request(StatusCode::BAD_REQUEST, reason, remedy)
     })
+}
+
+/// What the request depends on (RFC 9110, 13.1.1 and 13.1.2).
+pub(super) fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
+    let bad = |what: &str| {
+        let remedy = "send If-Match with the ETag of a port or *, or If-None-Match: *";
+        Err(Problem::request(StatusCode::BAD_REQUEST, what, remedy))
+    };
+    match (
+        headers.get(header::IF_MATCH),
+        headers.get(header::IF_NONE_MATCH),
+    ) {
+        (None, None) => Ok(Condition::Always),
+        (None, Some(value)) if value == "*" => Ok(Condition::IsNew),
+        (Some(value), None) if value == "*" => Ok(Condition::Exists),
+        (Some(_), None) => {
+            let lines = headers.get_all(header::IF_MATCH).iter();
+            let lines = lines.filter_map(|line| line.to_str().ok());
+            let tags = lines.flat_map(|line| line.split(','));
+            let tags = tags.map(|tag| tag.trim().to_owned());
+            Ok(Condition::Is(tags.collect()))
+        }
+        (None, Some(_)) => bad("If-None-Match names tags, which is of no use here"),
+        (Some(_), Some(_)) => bad("If-Match and If-None-Match contradict each other"),
+    }
+}
+
+/// An object, with the tag of its settings for [`condition`].
+pub(super) fn tagged(tag: &str, object: &impl Serialize) -> Response {
+    let tag = [(header::ETAG, tag.to_owned())];
+    (StatusCode::OK, tag, Json(object)).into_response()
 }

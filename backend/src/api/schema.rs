@@ -11,33 +11,51 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 
 use super::problem::ProblemDetails;
-use super::{events, ports, reports};
-use crate::config::{PORT_KEYS, PortConfig};
+use super::{events, ports, reports, switches};
+use crate::config::{PORT_KEYS, PortConfig, SWITCH_KEYS, SwitchConfig};
 use crate::events::Event;
 
-/// Settings of a port as a request has them: any of the keys, `null` for the default.
+/// Settings of a port as a request has them: any of the keys, `null` for one that is not set.
 pub struct PortSettings;
+
+/// Settings of a switch as a request has them: any of the keys, `null` for one that is not set.
+pub(super) struct SwitchSettings;
+
+/// Any of the keys of an object whose schema this is.
+fn settings(of: RefOr<Schema>, keys: impl Iterator<Item = &'static str>) -> RefOr<Schema> {
+    let all = serde_json::to_value(of).unwrap_or_default();
+    let keys = keys.map(|key| (key.to_owned(), nullable(all["properties"][key].clone())));
+    let schema = json!({
+        "type": "object",
+        "properties": keys.collect::<serde_json::Map<_, _>>(),
+        "additionalProperties": false,
+    });
+    // What was a schema before is one.
+    serde_json::from_value(schema).unwrap_or_else(|_| Ref::new("#/components").into())
+}
 
 impl PartialSchema for PortSettings {
     fn schema() -> RefOr<Schema> {
-        let all = serde_json::to_value(PortConfig::schema()).unwrap_or_default();
-        let keys = PORT_KEYS.iter().map(|key| {
-            let schema = nullable(all["properties"][key.name].clone());
-            (key.name.to_owned(), schema)
-        });
-        let schema = json!({
-            "type": "object",
-            "properties": keys.collect::<serde_json::Map<_, _>>(),
-            "additionalProperties": false,
-        });
-        // What was a schema before is one.
-        serde_json::from_value(schema).unwrap_or_else(|_| Ref::new("#/components").into())
+        settings(PortConfig::schema(), PORT_KEYS.iter().map(|key| key.name))
     }
 }
 
 impl ToSchema for PortSettings {
     fn name() -> Cow<'static, str> {
         "PortSettings".into()
+    }
+}
+
+impl PartialSchema for SwitchSettings {
+    fn schema() -> RefOr<Schema> {
+        let keys = SWITCH_KEYS.iter().map(|key| key.name);
+        settings(SwitchConfig::schema(), keys)
+    }
+}
+
+impl ToSchema for SwitchSettings {
+    fn name() -> Cow<'static, str> {
+        "SwitchSettings".into()
     }
 }
 
@@ -68,8 +86,12 @@ fn nullable(mut schema: Value) -> Value {
         ports::patch,
         ports::remove,
         ports::reset,
-        reports::switches,
-        reports::switch,
+        switches::list,
+        switches::show,
+        switches::put,
+        switches::patch,
+        switches::remove,
+        switches::reset,
         reports::profiles,
         reports::vms,
         reports::vm,
@@ -127,7 +149,7 @@ pub(super) async fn document() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Kind, Layer, Origin, SwitchConfig};
+    use crate::config::{Kind, Layer, Origin};
 
     fn document() -> Value {
         serde_json::from_str(&TEXT).unwrap()

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::text::cut;
 use super::{Failure, Session, client, say};
 use crate::events::Event;
 
@@ -49,7 +48,8 @@ fn show(data: &str, json: bool) -> Result<String, Failure> {
     }
     let event: Event = super::read(data)?;
     // To the second, and UTC: enough for people.
-    let time = format!("{}Z", cut(&event.time, 20).trim_end_matches('…'));
+    let seconds = event.time.split(['.', 'Z']).next().unwrap_or_default();
+    let time = format!("{seconds}Z");
     let kind = event.event.name();
     let mut words = vec![time, format!("{kind:<17}")];
     words.extend(event.port.or(event.switch));

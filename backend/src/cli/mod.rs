@@ -1,6 +1,7 @@
 //! The program `tandem`: noun, verb, name, flags.
 
 mod events;
+mod keys;
 mod pages;
 mod port;
 mod show;

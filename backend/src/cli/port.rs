@@ -1,12 +1,13 @@
 //! `tandem port …`.
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
-use serde_json::{Map, Value};
+use clap::{Arg, ArgMatches, Command};
+use serde_json::Value;
 
+use super::keys::{changes, defaults, flag, name, settings};
 use super::show;
 use super::text::{Table, count};
 use super::{Failure, Session, parse, watch};
-use crate::config::{Key, Kind, PORT_KEYS, PortConfig, flag_value, valid_name};
+use crate::config::PORT_KEYS;
 
 pub(super) fn command() -> Command {
     let name = || {
@@ -42,14 +43,7 @@ pub(super) fn command() -> Command {
                 .about("Change some settings of a port; they survive a restart of the daemon")
                 .arg(name())
                 .args(PORT_KEYS.iter().map(flag))
-                .arg(
-                    Arg::new("default")
-                        .long("default")
-                        .value_name("KEY[,KEY…]")
-                        .value_delimiter(',')
-                        .action(ArgAction::Append)
-                        .help("Give these keys their defaults"),
-                ),
+                .arg(defaults()),
         )
         .subcommand(
             Command::new("reset")
@@ -64,21 +58,6 @@ pub(super) fn command() -> Command {
                 )
                 .arg(name()),
         )
-}
-
-/// The flag of a key: the same name with hyphens.
-fn flag(key: &'static Key<PortConfig>) -> Arg {
-    let arg = Arg::new(key.name)
-        .long(key.name.replace('_', "-"))
-        .value_name(key.value)
-        .help(key.help);
-    match key.kind {
-        Kind::Flag => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
-        Kind::Text | Kind::Number | Kind::List => arg,
-    }
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
@@ -135,38 +114,9 @@ fn path(name: &str) -> String {
     format!("/api/v1/ports/{name}")
 }
 
-/// A name that can be part of a path, which keeps others from the daemon.
-fn name(matches: &ArgMatches) -> Result<&str, Failure> {
-    let name = matches.get_one::<String>("name").map_or("", String::as_str);
-    valid_name(name).map_err(|refused| Failure::Usage(refused.to_string()))?;
-    Ok(name)
-}
-
-/// What the flags of keys say.
-fn settings(matches: &ArgMatches) -> Result<Map<String, Value>, Failure> {
-    let mut settings = Map::new();
-    for key in PORT_KEYS {
-        if let Some(text) = matches.get_one::<String>(key.name) {
-            let value = flag_value(key, Some(text))
-                .map_err(|refused| Failure::Usage(refused.to_string()))?;
-            settings.insert(key.name.to_owned(), value);
-        }
-    }
-    Ok(settings)
-}
-
 fn set(matches: &ArgMatches) -> Result<String, Failure> {
     let name = name(matches)?;
-    let mut changes = settings(matches)?;
-    for key in matches.get_many::<String>("default").unwrap_or_default() {
-        // As keys are written elsewhere, or as the flag is.
-        let key = key.replace('-', "_");
-        let before = changes.insert(key.clone(), Value::Null);
-        if before.is_some_and(|value| !value.is_null()) {
-            let words = format!("{key} is given a value and its default; choose one");
-            return Err(Failure::Usage(words));
-        }
-    }
+    let changes = changes(matches, PORT_KEYS)?;
     if changes.is_empty() {
         let words = "there is nothing to set; see tandem port set --help".to_owned();
         return Err(Failure::Usage(words));
@@ -181,7 +131,7 @@ fn set(matches: &ArgMatches) -> Result<String, Failure> {
 
 fn add(matches: &ArgMatches) -> Result<String, Failure> {
     let name = name(matches)?;
-    let settings = settings(matches)?;
+    let settings = settings(matches, PORT_KEYS)?;
     let session = Session::new(matches)?;
     let text = session.create(&path(name), &Value::Object(settings))?;
     if session.json {

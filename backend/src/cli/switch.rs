@@ -3,30 +3,51 @@
 use clap::{Arg, ArgMatches, Command};
 use serde_json::Value;
 
+use super::keys::{changes, defaults, flag, name, settings};
 use super::text::{Table, count, paragraph};
 use super::{Failure, Session, parse, watch};
-use crate::config::valid_name;
+use crate::config::SWITCH_KEYS;
 
 pub(super) fn command() -> Command {
-    let name = Arg::new("name")
-        .value_name("NAME")
-        .required(true)
-        .help("The switch's name");
+    let name = || {
+        Arg::new("name")
+            .value_name("NAME")
+            .required(true)
+            .help("The switch's name")
+    };
+    let verb = |verb: &'static str, about: &'static str| Command::new(verb).about(about);
     Command::new("switch")
-        .about("A switch: what is set in the file, and what it does")
+        .about("A switch: frames do not go from one to another")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
-            Command::new("list")
+            verb("list", "List all switches")
                 .visible_alias("ls")
-                .about("List all switches")
                 .arg(watch()),
         )
+        .subcommand(verb("show", "Show one switch").arg(name()).arg(watch()))
         .subcommand(
-            Command::new("show")
-                .about("Show one switch")
-                .arg(name)
-                .arg(watch()),
+            verb("add", "Add a switch; it survives a restart of the daemon")
+                .arg(name())
+                .args(SWITCH_KEYS.iter().map(flag)),
+        )
+        .subcommand(
+            verb("set", "Change some settings of a switch; its ports stay")
+                .arg(name())
+                .args(SWITCH_KEYS.iter().map(flag))
+                .arg(defaults()),
+        )
+        .subcommand(
+            verb(
+                "reset",
+                "Drop what was changed over the API: back to the file",
+            )
+            .arg(name()),
+        )
+        .subcommand(
+            verb("remove", "Remove a switch that has no ports")
+                .visible_alias("del")
+                .arg(name()),
         )
 }
 
@@ -53,18 +74,61 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
             Ok(list(&parse(&text)?["switches"]))
         }
         Some(("show", matches)) => {
-            let name = matches.get_one::<String>("name").map_or("", String::as_str);
-            valid_name(name).map_err(|refused| Failure::Usage(refused.to_string()))?;
+            let name = name(matches)?;
             let session = Session::new(matches)?;
-            let text = session.get(&format!("/api/v1/switches/{name}"))?;
+            let text = session.get(&path(name))?;
             if session.json {
                 return Ok(text + "\n");
             }
             Ok(show(&parse(&text)?))
         }
+        Some(("add", matches)) => {
+            let name = name(matches)?;
+            let settings = Value::Object(settings(matches, SWITCH_KEYS)?);
+            let session = Session::new(matches)?;
+            let text = session.create(&path(name), &settings)?;
+            Ok(done(&session, text, &format!("switch {name} added")))
+        }
+        Some(("set", matches)) => {
+            let name = name(matches)?;
+            let changes = changes(matches, SWITCH_KEYS)?;
+            if changes.is_empty() {
+                let words = "there is nothing to set; see tandem switch set --help";
+                return Err(Failure::Usage(words.to_owned()));
+            }
+            let session = Session::new(matches)?;
+            let text = session.patch(&path(name), &Value::Object(changes))?;
+            Ok(done(&session, text, &format!("switch {name} changed")))
+        }
+        Some(("reset", matches)) => {
+            let name = name(matches)?;
+            let session = Session::new(matches)?;
+            let text = session.post(&format!("{}/reset", path(name)))?;
+            let words = format!("switch {name} is what the file says");
+            Ok(done(&session, text, &words))
+        }
+        Some(("remove", matches)) => {
+            let name = name(matches)?;
+            let session = Session::new(matches)?;
+            let text = session.delete(&path(name))?;
+            Ok(done(&session, text, &format!("switch {name} removed")))
+        }
         _ => Err(Failure::Usage(
             "a verb is missing; see tandem switch --help".to_owned(),
         )),
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("/api/v1/switches/{name}")
+}
+
+/// What a change says: the daemon's answer, or for people these words.
+fn done(session: &Session, answer: String, words: &str) -> String {
+    match (session.json, answer.is_empty()) {
+        (true, true) => answer,
+        (true, false) => answer + "\n",
+        (false, _) => format!("{words}\n"),
     }
 }
 
@@ -107,7 +171,13 @@ fn show(switch: &Value) -> String {
     for (name, frames) in switch["counters"].as_object().into_iter().flatten() {
         table.row(vec![name.clone(), frames.to_string()]);
     }
-    text + "\n" + &table.to_string()
+    let mut settings = Table::new(&["SETTING", "VALUE", "FROM"]);
+    for key in SWITCH_KEYS {
+        let origin = switch["origin"][key.name].as_str().unwrap_or("-");
+        let value = switch[key.name].to_string();
+        settings.row(vec![key.name.to_owned(), value, origin.replace('_', " ")]);
+    }
+    text + "\n" + &settings.to_string() + "\n" + &table.to_string()
 }
 
 pub(super) fn run_profile(matches: &ArgMatches) -> Result<String, Failure> {
@@ -125,16 +195,17 @@ pub(super) fn run_profile(matches: &ArgMatches) -> Result<String, Failure> {
     if profiles.is_empty() {
         return Ok("no profiles; [profile.NAME] in the file makes one\n".to_owned());
     }
+    let mut table = Table::new(&["PROFILE", "SETTING", "VALUE"]).shrinking(&[0, 2]);
     let mut text = String::new();
     for profile in profiles {
-        text += &paragraph("profile", profile["name"].as_str().unwrap_or("-"));
+        let name = profile["name"].as_str().unwrap_or("-");
         for (key, value) in profile["settings"].as_object().into_iter().flatten() {
             let value = value.as_str().map_or(value.to_string(), str::to_owned);
-            text += &paragraph(&format!("  {key}"), &value);
+            table.row(vec![name.to_owned(), key.clone(), value]);
         }
         let ports = profile["ports"].as_array().into_iter().flatten();
         let ports: Vec<&str> = ports.filter_map(Value::as_str).collect();
-        text += &paragraph("  ports", &ports.join(" "));
+        text += &paragraph("ports", &format!("of {name}: {}", ports.join(" ")));
     }
-    Ok(text)
+    Ok(format!("{table}\n{text}"))
 }

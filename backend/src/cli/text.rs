@@ -83,7 +83,7 @@ impl fmt::Display for Table {
     }
 }
 
-pub(super) fn cut(text: &str, width: usize) -> String {
+fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
@@ -116,6 +116,9 @@ pub(super) fn paragraph(label: &str, text: &str) -> String {
     const LABEL: usize = 11;
     let mut out = String::new();
     let mut line = format!("{label:<LABEL$}");
+    if !line.ends_with(' ') && !line.is_empty() {
+        line.push(' ');
+    }
     let mut empty = true;
     for word in text.split_whitespace() {
         if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::layer::place_of;
 use super::value::Bad;
 use super::{
-    Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, Profiles, SwitchConfig,
-    check,
+    Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, Profiles, SocketRole,
+    SwitchConfig, check,
 };
 
 /// What a port is checked against.
@@ -36,25 +36,29 @@ pub fn build(
     line: &[Layer],
     run_dir: &Path,
 ) -> Result<Config, Vec<Problem>> {
-    let mut switches = file.switches.clone();
-    switches.entry(DEFAULT_SWITCH.to_owned()).or_default();
+    let mut problems = repeated(line);
     let mut config = Config {
-        switches,
+        switches: switches(file, overlay, &mut problems),
         profiles: file.profiles.clone(),
         ..Config::default()
     };
-    let mut problems = repeated(line);
     for profile in file.profiles.values() {
         // Once here, and not again for each port that names it.
-        profile.apply(&mut PortConfig::new(profile.name()), &mut problems);
+        let mut port = PortConfig::new(profile.name());
+        profile.apply(&mut port, &mut problems);
+        let crossed = check::port(&port, run_dir).into_iter();
+        problems.extend(crossed.map(|refused| Problem {
+            place: place_of(&[profile], refused.field.as_deref()).to_owned(),
+            refused,
+        }));
     }
     let names: BTreeSet<&str> = (file.ports.keys().map(String::as_str))
         .chain(line.iter().map(|layer| layer.name.as_str()))
-        .filter(|name| !matches!(overlay.get(*name), Some(Some(_))))
+        .filter(|name| !matches!(overlay.ports.get(*name), Some(Some(_))))
         .collect();
     for name in names {
         let layers: Vec<&Layer> = (file.ports.get(name))
-            .filter(|_| !overlay.contains_key(name))
+            .filter(|_| !overlay.ports.contains_key(name))
             .into_iter()
             .chain(line.iter().filter(|layer| layer.name == name))
             .collect();
@@ -69,6 +73,35 @@ pub fn build(
     }
     if problems.is_empty() {
         Ok(config)
+    } else {
+        Err(problems)
+    }
+}
+
+/// The switches of the file and of the API, and the one that is always there.
+fn switches(
+    file: &File,
+    overlay: &Overlay,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, SwitchConfig> {
+    let mut switches = BTreeMap::from([(DEFAULT_SWITCH.to_owned(), SwitchConfig::default())]);
+    for (name, layer) in file.switches.iter().chain(&overlay.switches) {
+        let mut switch = SwitchConfig::default();
+        layer.apply(&mut switch, problems);
+        switches.insert(name.clone(), switch);
+    }
+    switches
+}
+
+/// Makes a switch of what the API says.
+///
+/// # Errors
+/// All problems of the settings.
+pub fn build_switch(layer: &Layer<SwitchConfig>) -> Result<SwitchConfig, Vec<Problem>> {
+    let (mut switch, mut problems) = (SwitchConfig::default(), Vec::new());
+    layer.apply(&mut switch, &mut problems);
+    if problems.is_empty() {
+        Ok(switch)
     } else {
         Err(problems)
     }
@@ -102,7 +135,7 @@ fn repeated(line: &[Layer]) -> Vec<Problem> {
 /// did when it was set. Hosts change while a daemon is down: an entry that is no port any more goes
 /// to [`Config::set_aside`] and keeps no other from starting.
 pub fn add_overlay(config: &mut Config, overlay: &Overlay, run_dir: &Path) {
-    for (name, layer) in overlay {
+    for (name, layer) in &overlay.ports {
         // `--socket-path` and `--fd` are a contract with the VMM's manager.
         let Some(layer) = layer.as_ref().filter(|_| !config.ports.contains_key(name)) else {
             continue;
@@ -128,6 +161,28 @@ pub fn build_port(layers: &[&Layer], known: Known<'_>) -> Result<PortConfig, Vec
     }
 }
 
+/// Keys of a profile that mean nothing beside what the port has itself, which wins.
+fn excluded(layers: &[&Layer]) -> Vec<&'static str> {
+    let mut own = PortConfig::new("");
+    for layer in layers {
+        layer.apply(&mut own, &mut Vec::new());
+    }
+    let mut keys = Vec::new();
+    if own.tap.is_some() {
+        keys.extend(check::NOT_A_TAPS);
+    }
+    if own.socket_role == SocketRole::Connect {
+        keys.extend(check::NOT_A_CONNECTORS);
+    }
+    if own.vlan.is_some() {
+        keys.extend(["trunk_vlans", "native_vlan"]);
+    }
+    if own.trunk_vlans.is_some() {
+        keys.push("vlan");
+    }
+    keys
+}
+
 /// The port as far as it can be made out, and all that is wrong with it.
 fn merge(layers: &[&Layer], known: Known<'_>) -> (PortConfig, Vec<Problem>) {
     let name = layers.first().map_or("", |layer| layer.name.as_str());
@@ -140,7 +195,7 @@ fn merge(layers: &[&Layer], known: Known<'_>) -> (PortConfig, Vec<Problem>) {
         .find_map(|layer| layer.text_of("profile"));
     if let Some(profile) = profile.and_then(|name| known.profiles.get(name)) {
         // What is wrong with it was found where it is written.
-        profile.apply(&mut port, &mut Vec::new());
+        profile.apply_but(&excluded(layers), &mut port, &mut Vec::new());
         all.insert(0, profile);
     }
     for layer in layers {

@@ -25,6 +25,9 @@ pub(crate) const NOT_A_TAPS: [&str; 7] = [
     "failover",
 ];
 
+/// Keys that mean nothing to a port whose VMM makes the socket.
+pub(crate) const NOT_A_CONNECTORS: [&str; 2] = ["socket_group", "socket_permissions"];
+
 /// Checks one port by itself.
 pub(crate) fn port(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
     let mut wrong = vlans(port);
@@ -98,9 +101,8 @@ fn tap(port: &PortConfig) -> Vec<Refused> {
 fn socket(port: &PortConfig, run_dir: &Path) -> Vec<Refused> {
     let mut wrong = Vec::new();
     if port.socket_role == SocketRole::Connect {
-        let given = ["socket_group", "socket_permissions"];
         wrong.extend(
-            given
+            NOT_A_CONNECTORS
                 .iter()
                 .filter(|key| port.origin.contains_key(**key))
                 .map(|key| {

@@ -7,16 +7,16 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, OWN_KEYS, PORT_KEYS, SWITCH_KEYS, nearest};
-use super::layer::{Layer, Profiles};
-use super::value::{self, Bad};
+use super::keys::{self, OWN_KEYS, nearest};
+use super::layer::{Configured, Layer, Profiles};
+use super::value::Bad;
 use super::{Origin, Problem, SwitchConfig};
 
 /// What the file says.
 #[derive(Clone, Debug, Default)]
 pub struct File {
     /// The switches it names.
-    pub switches: BTreeMap<String, SwitchConfig>,
+    pub switches: BTreeMap<String, Layer<SwitchConfig>>,
     /// The profiles it names.
     pub profiles: Profiles,
     /// The ports it names.
@@ -71,10 +71,23 @@ impl File {
         let mut file = Self::default();
         for (key, value) in root.get_ref() {
             match key.get_ref().as_ref() {
-                "switch" => source.each(key, value, problems, |at, name, table, problems| {
-                    file.switches
-                        .insert(name.to_owned(), source.switch(at, table, problems));
-                }),
+                "switch" => {
+                    source.each(
+                        key,
+                        value,
+                        problems,
+                        |at, name, table, problems| match source.layer(
+                            at,
+                            name,
+                            Origin::File,
+                            table,
+                            problems,
+                        ) {
+                            Ok(layer) => drop(file.switches.insert(name.to_owned(), layer)),
+                            Err(bad) => problems.extend(bad),
+                        },
+                    )
+                }
                 "profile" => {
                     source.each(
                         key,
@@ -163,37 +176,19 @@ impl Source<'_> {
         }
     }
 
-    fn switch(&self, at: &str, table: &DeTable<'_>, problems: &mut Vec<Problem>) -> SwitchConfig {
-        let mut switch = SwitchConfig::default();
-        let name = at
-            .rsplit_once('.')
-            .map_or("", |(_, name)| name.trim_end_matches(']'));
-        if let Err(bad) = value::check_name(name) {
-            problems.push(bad.at(at, Some("name")));
-        }
-        for (key, value) in table {
-            let set = keys::find(SWITCH_KEYS, key.get_ref())
-                .and_then(|key| (key.set)(&mut switch, &json(value.get_ref())));
-            if let Err(bad) = set {
-                problems.push(bad.at(&self.key_place(at, key), Some(key.get_ref())));
-            }
-        }
-        switch
-    }
-
-    /// The settings of a port or of a profile.
-    fn layer(
+    /// The settings of a table.
+    fn layer<T: Configured>(
         &self,
         at: &str,
         name: &str,
         origin: Origin,
         table: &DeTable<'_>,
         problems: &mut Vec<Problem>,
-    ) -> Result<Layer, Vec<Problem>> {
+    ) -> Result<Layer<T>, Vec<Problem>> {
         let mut layer = Layer::empty(name, origin, at.to_owned())?;
         for (key, value) in table {
             let place = self.key_place(at, key);
-            match keys::find(PORT_KEYS, key.get_ref()) {
+            match keys::find(T::keys(), key.get_ref()) {
                 Ok(key) if origin == Origin::Profile && OWN_KEYS.contains(&key.name) => {
                     let bad = Bad::new("a profile is shared by ports", "set it in each port");
                     problems.push(bad.at(&place, Some(key.name)));

@@ -1,30 +1,60 @@
 //! Settings of one port as one source gives them: keys with values, and the place of each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::keys::{self, Key, Kind, PORT_KEYS};
+use super::keys::{self, Key, Kind, PORT_KEYS, SWITCH_KEYS};
 use super::value::{self, Bad};
-use super::{Origin, PortConfig, Problem};
+use super::{Origin, PortConfig, Problem, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
+
+/// Something that is configured by keys.
+pub trait Configured: Clone + fmt::Debug + Sized + 'static {
+    /// Its keys, in the order they are shown.
+    fn keys() -> &'static [Key<Self>];
+
+    /// Where the settings that are no defaults came from, by key.
+    fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin>;
+}
+
+impl Configured for PortConfig {
+    fn keys() -> &'static [Key<Self>] {
+        PORT_KEYS
+    }
+
+    fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin> {
+        &mut self.origin
+    }
+}
+
+impl Configured for SwitchConfig {
+    fn keys() -> &'static [Key<Self>] {
+        SWITCH_KEYS
+    }
+
+    fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin> {
+        &mut self.origin
+    }
+}
 
 /// One key and its value.
 #[derive(Clone, Debug)]
-pub(super) struct Setting {
-    pub(super) key: &'static Key<PortConfig>,
+pub(super) struct Setting<T: Configured> {
+    pub(super) key: &'static Key<T>,
     pub(super) value: Value,
     /// Where a user finds it.
     pub(super) place: String,
 }
 
-/// What one source says of one port.
+/// What one source says of one port, or of something else that has keys.
 #[derive(Clone, Debug)]
-pub struct Layer {
+pub struct Layer<T: Configured = PortConfig> {
     pub(super) name: String,
     pub(super) origin: Origin,
     pub(super) place: String,
-    pub(super) settings: Vec<Setting>,
+    pub(super) settings: Vec<Setting<T>>,
 }
 
 impl Bad {
@@ -45,11 +75,6 @@ impl Bad {
 }
 
 impl Layer {
-    /// The port's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Reads what follows `--port`: `NAME[,key=value…]`, lists joined with `+`.
     ///
     /// # Errors
@@ -75,6 +100,31 @@ impl Layer {
         }
     }
 
+    /// Adds a setting whose value is text.
+    fn add_text(&mut self, key: &str, text: Option<&str>) -> Result<(), Bad> {
+        let key = keys::find(PORT_KEYS, key)?;
+        if self.settings.iter().any(|other| other.key.name == key.name) {
+            return Err(Bad::new(
+                "it is given twice",
+                "give it once; lists join with +",
+            ));
+        }
+        let joined = match (key.kind, text) {
+            (Kind::List, Some(text)) => Some(text.replace('+', ",")),
+            (_, text) => text.map(str::to_owned),
+        };
+        let value = value::from_text(key.kind, joined.as_deref())?;
+        self.push(key, value, self.place.clone());
+        Ok(())
+    }
+}
+
+impl<T: Configured> Layer<T> {
+    /// The name of what it is about.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Reads the keys of a JSON object; `null` means that a key is not given.
     ///
     /// # Errors
@@ -88,7 +138,7 @@ impl Layer {
         let mut layer = Self::empty(name, origin, place.to_owned())?;
         let mut problems = Vec::new();
         for (key, value) in object {
-            match keys::find(PORT_KEYS, key) {
+            match keys::find(T::keys(), key) {
                 Ok(_) if value.is_null() => {}
                 Ok(key) => layer.push(key, value.clone(), place.to_owned()),
                 Err(bad) => problems.push(bad.at(place, Some(key))),
@@ -111,26 +161,8 @@ impl Layer {
         })
     }
 
-    pub(super) fn push(&mut self, key: &'static Key<PortConfig>, value: Value, place: String) {
+    pub(super) fn push(&mut self, key: &'static Key<T>, value: Value, place: String) {
         self.settings.push(Setting { key, value, place });
-    }
-
-    /// Adds a setting whose value is text.
-    fn add_text(&mut self, key: &str, text: Option<&str>) -> Result<(), Bad> {
-        let key = keys::find(PORT_KEYS, key)?;
-        if self.settings.iter().any(|other| other.key.name == key.name) {
-            return Err(Bad::new(
-                "it is given twice",
-                "give it once; lists join with +",
-            ));
-        }
-        let joined = match (key.kind, text) {
-            (Kind::List, Some(text)) => Some(text.replace('+', ",")),
-            (_, text) => text.map(str::to_owned),
-        };
-        let value = value::from_text(key.kind, joined.as_deref())?;
-        self.push(key, value, self.place.clone());
-        Ok(())
     }
 
     /// The value of a key, if it is text.
@@ -150,12 +182,18 @@ impl Layer {
             .collect()
     }
 
-    /// Applies the settings to `port`, each checked by itself.
-    pub(super) fn apply(&self, port: &mut PortConfig, problems: &mut Vec<Problem>) {
-        for Setting { key, value, place } in &self.settings {
-            match (key.set)(port, value) {
+    /// Applies the settings to `config`, each checked by itself.
+    pub(super) fn apply(&self, config: &mut T, problems: &mut Vec<Problem>) {
+        self.apply_but(&[], config, problems);
+    }
+
+    /// The same without these keys.
+    pub(super) fn apply_but(&self, but: &[&str], config: &mut T, problems: &mut Vec<Problem>) {
+        let settings = self.settings.iter();
+        for Setting { key, value, place } in settings.filter(|s| !but.contains(&s.key.name)) {
+            match (key.set)(config, value) {
                 Ok(()) => {
-                    port.origin.insert(key.name, self.origin);
+                    config.origin_mut().insert(key.name, self.origin);
                 }
                 Err(bad) => problems.push(bad.at(place, Some(key.name))),
             }
@@ -167,7 +205,7 @@ impl Layer {
 ///
 /// # Errors
 /// The reason, in words, if there is no such key or its value is missing.
-pub fn flag_value(key: &'static Key<PortConfig>, text: Option<&str>) -> Result<Value, Refused> {
+pub fn flag_value<T>(key: &'static Key<T>, text: Option<&str>) -> Result<Value, Refused> {
     value::from_text(key.kind, text).map_err(|bad| bad.refused(Some(key.name)))
 }
 
@@ -185,6 +223,12 @@ pub(super) fn place_of<'a>(layers: &[&'a Layer], key: Option<&str>) -> &'a str {
 /// Profiles by name.
 pub type Profiles = BTreeMap<String, Layer>;
 
-/// Ports over the API: settings that replace what file and command line say, or `None` for a port of
-/// the file that was removed.
-pub type Overlay = BTreeMap<String, Option<Layer>>;
+/// What was set over the API.
+#[derive(Clone, Debug, Default)]
+pub struct Overlay {
+    /// Settings that replace what file and command line say of a port, or `None` for a port of the
+    /// file that was removed.
+    pub ports: BTreeMap<String, Option<Layer>>,
+    /// Settings that replace what the file says of a switch.
+    pub switches: BTreeMap<String, Layer<SwitchConfig>>,
+}

@@ -25,10 +25,10 @@ use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 use utoipa::ToSchema;
 
-pub use build::{Known, add_overlay, build, build_port};
+pub use build::{Known, add_overlay, build, build_port, build_switch};
 pub use file::File;
 pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
-pub use layer::{Layer, Overlay, Profiles, flag_value};
+pub use layer::{Configured, Layer, Overlay, Profiles, flag_value};
 
 use crate::control::Refused;
 
@@ -179,22 +179,17 @@ impl PortConfig {
 
     /// The settings that somebody set for this port, as the API takes them.
     pub(crate) fn settings(&self) -> Map<String, Value> {
-        let all = serde_json::to_value(self).unwrap_or_default();
         let own = self
             .origin
             .iter()
             .filter(|(_, origin)| **origin != Origin::Profile);
-        own.map(|(key, _)| ((*key).to_owned(), all[*key].clone()))
-            .collect()
+        settings_of(self, own.map(|(key, _)| key))
     }
 
-    /// An entity tag (RFC 9110, 8.8.3) of the settings: the same for the same settings, and in all
-    /// likelihood another for others. Counters and state are no part of it.
+    /// An entity tag (RFC 9110, 8.8.3) of the settings and where each came from: the same for the same,
+    /// and in all likelihood another for others. Counters and state are no part of it.
     pub fn tag(&self) -> String {
-        let settings = serde_json::to_string(self).unwrap_or_default();
-        let mut hasher = DefaultHasher::new();
-        settings.hash(&mut hasher);
-        format!("\"{:016x}\"", hasher.finish())
+        tag_of(&(self, &self.origin))
     }
 
     /// Whether they differ in nothing, or only in what the switch makes of the port's frames.
@@ -225,7 +220,7 @@ impl PortConfig {
 }
 
 /// All settings of one switch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct SwitchConfig {
     /// Seconds after which a silent learned address is forgotten (IEEE 802.1Q, 8.8.3).
     #[schema(minimum = 1, maximum = 32000)]
@@ -233,6 +228,9 @@ pub struct SwitchConfig {
     /// Addresses the switch remembers.
     #[schema(minimum = 64, maximum = 32768)]
     pub mac_limit: u32,
+    /// Where the settings that are no defaults came from, by key.
+    #[serde(skip)]
+    pub origin: BTreeMap<&'static str, Origin>,
 }
 
 impl Default for SwitchConfig {
@@ -240,8 +238,43 @@ impl Default for SwitchConfig {
         Self {
             ageing_seconds: 300,
             mac_limit: 16_384,
+            origin: BTreeMap::new(),
         }
     }
+}
+
+impl SwitchConfig {
+    /// Whether both ask for the same switch, whoever asked.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.ageing_seconds, self.mac_limit) == (other.ageing_seconds, other.mac_limit)
+    }
+
+    /// As [`PortConfig::tag`].
+    pub fn tag(&self) -> String {
+        tag_of(&(self, &self.origin))
+    }
+
+    /// The settings that somebody set, as the API takes them.
+    pub(crate) fn settings(&self) -> Map<String, Value> {
+        settings_of(self, self.origin.keys())
+    }
+}
+
+/// The values of some keys.
+fn settings_of<'a>(
+    config: &impl Serialize,
+    keys: impl Iterator<Item = &'a &'static str>,
+) -> Map<String, Value> {
+    let all = serde_json::to_value(config).unwrap_or_default();
+    keys.map(|key| ((*key).to_owned(), all[*key].clone()))
+        .collect()
+}
+
+fn tag_of(config: &impl Serialize) -> String {
+    let settings = serde_json::to_string(config).unwrap_or_default();
+    let mut hasher = DefaultHasher::new();
+    settings.hash(&mut hasher);
+    format!("\"{:016x}\"", hasher.finish())
 }
 
 /// Tells whether `name` can be a port's, a VM's or a switch's: `[A-Za-z0-9._-]{1,64}`, the first a

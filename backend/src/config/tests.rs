@@ -39,7 +39,7 @@ proptest! {
             line += &format!(",{key}={value}");
         }
         let built = Layer::from_line(&line)
-            .and_then(|layer| build(&File::default(), &Overlay::new(), &[layer], Path::new("/r")));
+            .and_then(|layer| build(&File::default(), &Overlay::default(), &[layer], Path::new("/r")));
         match built {
             Ok(config) => prop_assert_eq!(config.ports.len(), 1),
             Err(problems) => prop_assert!(!problems.is_empty()),
@@ -52,7 +52,7 @@ proptest! {
     ) {
         let mut problems = Vec::new();
         match File::parse(&text, "f", &mut problems) {
-            Ok(file) => drop(build(&file, &Overlay::new(), &[], Path::new("/r"))),
+            Ok(file) => drop(build(&file, &Overlay::default(), &[], Path::new("/r"))),
             Err(wrong) => problems.extend(wrong),
         }
         let lines = 1 + text.matches('\n').count();

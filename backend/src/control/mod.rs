@@ -4,7 +4,8 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
-use crate::config::PortConfig;
+use crate::config::{PortConfig, SwitchConfig};
+use crate::events::EventKind;
 use crate::status::{PortStatus, SwitchesStatus, VmUsage};
 
 pub use ports::{Base, Condition, Control, Put, Reloaded, Removed, Setup};
@@ -62,12 +63,31 @@ impl Refused {
 /// The running switch, as the control plane drives it. Calls may block; changes are made whole or
 /// not at all. Callers serialise changes, reads may come at any time.
 pub trait Engine: Send + Sync {
-    /// Makes the port; when this returns, its socket exists.
+    /// Makes a switch without ports.
+    ///
+    /// # Errors
+    /// `Conflict` if the name is taken.
+    fn add_switch(&self, name: &str, switch: &SwitchConfig) -> Result<(), Refused>;
+
+    /// Gives a switch other settings; its ports notice nothing.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name.
+    fn change_switch(&self, name: &str, switch: &SwitchConfig) -> Result<(), Refused>;
+
+    /// Ends a switch.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name, `Conflict` if it has ports.
+    fn remove_switch(&self, name: &str) -> Result<(), Refused>;
+
+    /// Makes the port; when this returns, its socket exists. Publishes `event` of it before anything
+    /// that its VM does.
     ///
     /// # Errors
     /// `Conflict` if the name, the socket or the TAP is taken, `NotFound` if the switch is not there,
     /// `Invalid` if this host lacks what a setting names, such as a group, `System` for the rest.
-    fn add_port(&self, port: &PortConfig) -> Result<(), Refused>;
+    fn add_port(&self, port: &PortConfig, event: EventKind) -> Result<(), Refused>;
 
     /// Gives the running port of this name other settings while its VM stays connected. False: more
     /// differs than can be changed so, and nothing was changed.
@@ -87,6 +107,12 @@ pub trait Engine: Send + Sync {
 
     /// One port.
     fn port(&self, name: &str) -> Option<PortStatus>;
+
+    /// Whether there is such a port.
+    fn has_port(&self, name: &str) -> bool;
+
+    /// How many ports are up.
+    fn ports_up(&self) -> usize;
 
     /// What each VM's threads have used, by VM.
     fn vms(&self) -> Vec<VmUsage>;

@@ -13,10 +13,11 @@ use crate::config::{
     build_port,
 };
 use crate::events::{Event, EventKind, Events};
-use crate::status::{Port, PortState, PortStatus, PortsTotal, Profile, Status, Switch, Vm};
+use crate::status::{Port, PortState, PortStatus, PortsTotal, Profile, Status, Vm};
 use crate::store::Store;
 
 mod reload;
+mod switches;
 
 pub use reload::Reloaded;
 
@@ -41,6 +42,8 @@ pub struct Setup {
 /// What is said where the API cannot change it, as it was last read.
 #[derive(Clone, Debug, Default)]
 pub struct Base {
+    /// Switches of the configuration file.
+    pub switches: BTreeMap<String, Layer<SwitchConfig>>,
     /// Profiles of the configuration file.
     pub profiles: Profiles,
     /// Ports of the configuration file.
@@ -77,7 +80,7 @@ impl Base {
 pub enum Condition {
     /// Nothing.
     Always,
-    /// There is no such port.
+    /// There is none of that name.
     IsNew,
     /// There is one, with whatever settings.
     Exists,
@@ -86,25 +89,25 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Whether a port with these settings, or none, meets it.
-    fn check(&self, name: &str, port: Option<&PortConfig>) -> Result<(), Refused> {
+    /// Whether something of this kind and name meets it, by its tag or by not being there.
+    fn check(&self, kind: &str, name: &str, tag: Option<String>) -> Result<(), Refused> {
         let stale = |reason: String, remedy: &str| {
             Err(Refused::new(RefusedKind::Stale, reason, remedy).about("name"))
         };
-        match (self, port) {
+        match (self, tag) {
             (Self::Always, _) | (Self::IsNew, None) | (Self::Exists, Some(_)) => Ok(()),
-            (Self::Is(tags), Some(port)) if tags.contains(&port.tag()) => Ok(()),
+            (Self::Is(tags), Some(tag)) if tags.contains(&tag) => Ok(()),
             (Self::IsNew, Some(_)) => {
-                let reason = format!("there is a port {name} already");
+                let reason = format!("there is a {kind} {name} already");
                 stale(reason, "choose another name")
             }
             (Self::Is(_), Some(_)) => {
-                let reason = format!("port {name} has been changed meanwhile");
+                let reason = format!("{kind} {name} has been changed meanwhile");
                 stale(reason, "read it again, and repeat the change")
             }
             (Self::Exists | Self::Is(_), None) => {
-                let reason = format!("there is no port {name}");
-                stale(reason, "see tandem port list")
+                let reason = format!("there is no {kind} {name}");
+                stale(reason, &format!("see tandem {kind} list"))
             }
         }
     }
@@ -132,7 +135,8 @@ pub enum Put {
 pub struct Control {
     engine: Arc<dyn Engine>,
     events: Arc<Events>,
-    switches: BTreeMap<String, SwitchConfig>,
+    /// As `ports`.
+    switches: RwLock<BTreeMap<String, SwitchConfig>>,
     base: RwLock<Base>,
     /// Ports of the command line that were removed since the start.
     removed_lines: Mutex<BTreeSet<String>>,
@@ -167,7 +171,7 @@ impl Control {
         let control = Self {
             engine,
             events,
-            switches: config.switches,
+            switches: RwLock::new(config.switches),
             base: RwLock::new(base),
             removed_lines: Mutex::default(),
             store,
@@ -204,7 +208,8 @@ impl Control {
 
     /// Whether the port's settings are those of the overlay.
     fn was_set(&self, port: &PortConfig) -> bool {
-        let entry = self.change().get(&port.name).is_some_and(Option::is_some);
+        let overlay = self.change();
+        let entry = overlay.ports.get(&port.name).is_some_and(Option::is_some);
         let theirs = |origin: &Origin| matches!(origin, Origin::Api | Origin::Profile);
         entry && port.origin.values().all(theirs)
     }
@@ -214,14 +219,13 @@ impl Control {
         &self.events
     }
 
-    fn tell(&self, kind: EventKind, port: &str) {
-        self.events.tell(Event::of_port(kind, port));
+    fn publish(&self, kind: EventKind, port: &str) {
+        self.events.publish(Event::of_port(kind, port));
     }
 
     fn add(&self, port: &PortConfig) -> Result<(), Refused> {
-        self.engine.add_port(port)?;
+        self.engine.add_port(port, EventKind::PortAdded)?;
         log::info!("port {}: added, {}", port.name, self.whereabouts(port));
-        self.tell(EventKind::PortAdded, &port.name);
         self.write().insert(port.name.clone(), port.clone());
         Ok(())
     }
@@ -267,8 +271,8 @@ impl Control {
         self.set(&mut self.change(), name, settings, condition)
     }
 
-    /// Changes some settings of the port `name` (JSON Merge Patch, RFC 7396): those given, to the
-    /// default where they are null. The others stay what they are, wherever they came from. Saved
+    /// Changes some settings of the port `name` (JSON Merge Patch, RFC 7396): those given; one that is
+    /// null is set no more. The others stay what they are, wherever they came from. Saved
     /// before this returns.
     ///
     /// # Errors
@@ -307,7 +311,9 @@ impl Control {
         if checked.as_ref().is_err_and(is_invalid) {
             return Err(checked.err().unwrap_or_default());
         }
-        condition.check(name, port).map_err(|stale| vec![stale])?;
+        condition
+            .check("port", name, port.map(PortConfig::tag))
+            .map_err(|stale| vec![stale])?;
         let (layer, mut new) = checked?;
         // A socket that we were handed has no name to come back by.
         if let Some(fd) = old.as_ref().and_then(|old| old.socket_fd.as_ref())
@@ -318,7 +324,7 @@ impl Control {
         }
         let what = self.whereabouts(&new);
         let mut next = overlay.clone();
-        next.insert(name.to_owned(), Some(layer));
+        next.ports.insert(name.to_owned(), Some(layer));
         self.commit(overlay, next, old.as_ref(), Some(new.clone()))
             .map_err(|refused| vec![refused])?;
         self.removed_lines().remove(name);
@@ -337,21 +343,22 @@ impl Control {
     ) -> Result<(Layer, PortConfig), Vec<Refused>> {
         let layer = Layer::from_json(name, Origin::Api, "", settings);
         let built = layer.and_then(|layer| {
-            let ports = self.read();
-            let base = self.read_base();
-            let port = build_port(&[&layer], self.known(&base, &ports))?;
+            let port = self.with_known(|_, known| build_port(&[&layer], known))?;
             Ok((layer, port))
         });
         built.map_err(refusals)
     }
 
-    fn known<'a>(&'a self, base: &'a Base, ports: &'a BTreeMap<String, PortConfig>) -> Known<'a> {
-        Known {
-            switches: &self.switches,
+    /// Calls with what a port is checked against.
+    fn with_known<R>(&self, call: impl FnOnce(&Base, Known<'_>) -> R) -> R {
+        let (switches, base, ports) = (self.read_switches(), self.read_base(), self.read());
+        let known = Known {
+            switches: &switches,
             profiles: &base.profiles,
-            ports,
+            ports: &ports,
             run_dir: &self.run_dir,
-        }
+        };
+        call(&base, known)
     }
 
     /// Forgets what was set over the API for the port `name`, so that it is again what file and
@@ -366,10 +373,7 @@ impl Control {
         let old = self.read().get(name).cloned();
         let aside = self.aside(name);
         let port = old.as_ref().or(aside.as_ref());
-        let new = {
-            let (ports, base) = (self.read(), self.read_base());
-            base.port(name, self.known(&base, &ports))
-        };
+        let new = self.with_known(|base, known| base.port(name, known));
         let new = match (new, port) {
             (Some(new), _) => new.map_err(refusals)?,
             (None, None) => return Err(vec![not_found(name)]),
@@ -380,9 +384,11 @@ impl Control {
                 return Err(vec![refused.about("name")]);
             }
         };
-        condition.check(name, port).map_err(|stale| vec![stale])?;
+        condition
+            .check("port", name, port.map(PortConfig::tag))
+            .map_err(|stale| vec![stale])?;
         let mut next = overlay.clone();
-        next.remove(name);
+        next.ports.remove(name);
         self.commit(&mut overlay, next, old.as_ref(), Some(new.clone()))
             .map_err(|refused| vec![refused])?;
         self.removed_lines().remove(name);
@@ -406,11 +412,11 @@ impl Control {
         if port.is_none() {
             return Err(not_found(name));
         }
-        condition.check(name, port)?;
+        condition.check("port", name, port.map(PortConfig::tag))?;
         let mut next = overlay.clone();
-        next.remove(name);
+        next.ports.remove(name);
         if self.read_base().file.contains_key(name) {
-            next.insert(name.to_owned(), None);
+            next.ports.insert(name.to_owned(), None);
         }
         self.commit(&mut overlay, next, old.as_ref(), None)?;
         self.write_aside().remove(name);
@@ -500,33 +506,6 @@ impl Control {
         })
     }
 
-    /// All switches, by name.
-    pub fn switches(&self) -> Vec<Switch> {
-        let running = self.engine.status().switches.into_iter();
-        let both = running.map(|running| Switch {
-            config: self
-                .switches
-                .get(&running.name)
-                .cloned()
-                .unwrap_or_default(),
-            running,
-        });
-        both.collect()
-    }
-
-    /// One switch.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn switch(&self, name: &str) -> Result<Switch, Refused> {
-        let switches = self.switches().into_iter();
-        let mut named = switches.filter(|switch| switch.running.name == name);
-        named.next().ok_or_else(|| {
-            let reason = format!("there is no switch {name}");
-            Refused::new(RefusedKind::NotFound, reason, "see tandem switch list").about("name")
-        })
-    }
-
     /// All profiles of the configuration file, by name.
     pub fn profiles(&self) -> Vec<Profile> {
         let ports = self.read();
@@ -545,15 +524,11 @@ impl Control {
 
     /// The whole.
     pub fn status(&self) -> Status {
-        let running = self.engine.ports();
         let ports = self.read();
         let aside = self.read_aside();
         let all = || ports.values().chain(aside.values().map(|(port, _)| port));
         let vms: BTreeSet<&str> = all().map(|port| port.vm.as_str()).collect();
-        let up = running
-            .iter()
-            .filter(|port| port.state == PortState::Up)
-            .count();
+        let up = self.engine.ports_up();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -596,36 +571,35 @@ impl Control {
     /// Puts `new` in the place of `old` in the engine. An error leaves `old`. Settings that are the
     /// same by value leave the running port alone, and those of policy its VM.
     fn exchange(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
-        self.swap(old, new)?;
-        match (old, new) {
-            (Some(old), Some(new)) if old.is_same(new) => {}
-            (Some(_), Some(new)) => self.tell(EventKind::PortChanged, &new.name),
-            (None, Some(new)) => self.tell(EventKind::PortAdded, &new.name),
-            (Some(old), None) => self.tell(EventKind::PortRemoved, &old.name),
-            (None, None) => {}
-        }
-        Ok(())
-    }
-
-    fn swap(&self, old: Option<&PortConfig>, new: Option<&PortConfig>) -> Result<(), Refused> {
         if let (Some(old), Some(new)) = (old, new)
-            && self.engine.port(&old.name).is_some()
-            && (old.is_same(new) || self.engine.change_port(new)?)
+            && self.engine.has_port(&old.name)
         {
-            return Ok(());
+            if old.is_same(new) {
+                return Ok(());
+            }
+            if self.engine.change_port(new)? {
+                self.publish(EventKind::PortChanged, &new.name);
+                return Ok(());
+            }
         }
-        if let Some(old) = old
-            && let Err(refused) = self.engine.remove_port(&old.name)
-            && refused.kind != RefusedKind::NotFound
-        {
-            return Err(refused);
+        if let Some(old) = old {
+            match self.engine.remove_port(&old.name) {
+                Err(refused) if refused.kind != RefusedKind::NotFound => return Err(refused),
+                _ if new.is_none() => self.publish(EventKind::PortRemoved, &old.name),
+                _ => {}
+            }
         }
         let Some(new) = new else { return Ok(()) };
-        self.engine.add_port(new).inspect_err(|_| {
+        let event = match old {
+            Some(_) => EventKind::PortChanged,
+            None => EventKind::PortAdded,
+        };
+        self.engine.add_port(new, event).inspect_err(|_| {
             if let Some(old) = old
-                && let Err(refused) = self.engine.add_port(old)
+                && let Err(refused) = self.engine.add_port(old, EventKind::PortChanged)
             {
                 log::error!("port {}: lost in a change that failed: {refused}", old.name);
+                self.publish(EventKind::PortRemoved, &old.name);
             }
         })
     }
@@ -701,6 +675,14 @@ impl Control {
         (self.removed_lines.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn read_switches(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, SwitchConfig>> {
+        self.switches.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_switches(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, SwitchConfig>> {
+        (self.switches.write()).unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read_base(&self) -> std::sync::RwLockReadGuard<'_, Base> {
         self.base.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -722,6 +704,11 @@ fn refusals(problems: Vec<Problem>) -> Vec<Refused> {
 }
 
 fn not_found(name: &str) -> Refused {
-    let reason = format!("there is no port {name}");
-    Refused::new(RefusedKind::NotFound, reason, "see tandem port list").about("name")
+    none_of("port", name)
+}
+
+fn none_of(kind: &str, name: &str) -> Refused {
+    let reason = format!("there is no {kind} {name}");
+    let remedy = format!("see tandem {kind} list");
+    Refused::new(RefusedKind::NotFound, reason, remedy).about("name")
 }

@@ -10,9 +10,10 @@ use super::{
     Base, Condition, Control, Engine, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
 };
 use crate::config::{
-    Config, File, Layer, Origin, Overlay, PortConfig, Problem, add_overlay, build,
+    Config, File, Layer, Origin, Overlay, PortConfig, Problem, SwitchConfig, add_overlay, build,
 };
-use crate::status::{PortStatus, SwitchesStatus, VmUsage};
+use crate::events::EventKind;
+use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, VmUsage};
 use crate::store::Store;
 
 /// Records what it is told. It cannot make a port with an MTU of 666, nor one in `broken`.
@@ -21,6 +22,7 @@ struct Fake {
     ports: Mutex<BTreeMap<String, u16>>,
     calls: Mutex<Vec<String>>,
     broken: Mutex<BTreeSet<String>>,
+    switches: Mutex<BTreeSet<String>>,
     /// By port; each may be had once.
     macs: Mutex<BTreeMap<String, String>>,
 }
@@ -52,7 +54,7 @@ impl Fake {
 }
 
 impl Engine for Fake {
-    fn add_port(&self, port: &PortConfig) -> Result<(), Refused> {
+    fn add_port(&self, port: &PortConfig, _: EventKind) -> Result<(), Refused> {
         self.calls
             .lock()
             .unwrap()
@@ -101,10 +103,43 @@ impl Engine for Fake {
         self.ports.lock().unwrap().keys().map(status).collect()
     }
 
+    fn add_switch(&self, name: &str, _: &SwitchConfig) -> Result<(), Refused> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("add switch {name}"));
+        self.switches.lock().unwrap().insert(name.to_owned());
+        Ok(())
+    }
+
+    fn change_switch(&self, name: &str, _: &SwitchConfig) -> Result<(), Refused> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("change switch {name}"));
+        Ok(())
+    }
+
+    fn remove_switch(&self, name: &str) -> Result<(), Refused> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("remove switch {name}"));
+        Ok(())
+    }
+
     fn port(&self, name: &str) -> Option<PortStatus> {
         Engine::ports(self)
             .into_iter()
             .find(|port| port.name == name)
+    }
+
+    fn has_port(&self, name: &str) -> bool {
+        self.ports.lock().unwrap().contains_key(name)
+    }
+
+    fn ports_up(&self) -> usize {
+        0
     }
 
     fn vms(&self) -> Vec<VmUsage> {
@@ -112,7 +147,16 @@ impl Engine for Fake {
     }
 
     fn status(&self) -> SwitchesStatus {
-        SwitchesStatus::default()
+        let others = self.switches.lock().unwrap().clone();
+        let names = ["default".to_owned()].into_iter().chain(others);
+        let switch = |name| SwitchStatus {
+            name,
+            ..SwitchStatus::default()
+        };
+        SwitchesStatus {
+            switches: names.map(switch).collect(),
+            ..SwitchesStatus::default()
+        }
     }
 }
 
@@ -163,6 +207,7 @@ fn start(dir: tempfile::TempDir, line: &[&str]) -> Result<Bench, (String, Refuse
 fn base(file: File, line: Vec<Layer>) -> Base {
     let named = |layer: Layer| (layer.name().to_owned(), layer);
     Base {
+        switches: file.switches,
         profiles: file.profiles,
         file: file.ports,
         line: line.into_iter().map(named).collect(),
@@ -558,8 +603,10 @@ fn a_reload_that_fails_changes_nothing() {
         ("[port.web1]\nmtu = 20\n", "f:2: [port.web1]"),
         ("[port.web1]\nmut = 2000\n", "f:2: [port.web1]"),
         ("[port.web1", "f:1"),
-        ("[switch.more]\n[port.web1]\n", "switch more"),
-        ("[switch.default]\nmac_limit = 100\n", "switch default"),
+        (
+            "[switch.more]\n[port.web1]\nmtu = 666\nswitch = \"more\"\n",
+            "port web1",
+        ),
     ] {
         let problems = reload(&bench, file).unwrap_err();
         assert_eq!(problems[0].place, place, "{problems:?}");
@@ -709,4 +756,55 @@ fn a_port_of_the_command_line_that_was_removed_stays_away_until_the_next_start()
     assert!(bench.control.port("line").is_err());
     let put = bench.control.put("line", &Map::new(), &Condition::Always);
     assert_eq!(put.unwrap().0, Put::Created);
+}
+
+#[test]
+fn switches_come_and_go_and_what_was_set_survives() {
+    let bench = bench();
+    let always = &Condition::Always;
+    let set = |name: &str, limit: u32| {
+        let settings = settings(json!({"mac_limit": limit}));
+        bench.control.put_switch(name, &settings, always)
+    };
+    set("lab", 100).unwrap();
+    set("default", 200).unwrap();
+    assert_eq!(
+        bench.engine.calls()[1..],
+        ["add switch lab", "change switch default"]
+    );
+    set("lab", 100).unwrap();
+    assert_eq!(bench.engine.calls(), Vec::<String>::new());
+    let on_lab = settings(json!({"switch": "lab"}));
+    bench.control.put("db1", &on_lab, always).unwrap();
+    let refused = |result: Result<(), Refused>| result.unwrap_err();
+    let in_use = refused(bench.control.remove_switch("lab", always));
+    assert!(in_use.to_string().contains("has ports: db1"), "{in_use}");
+    let default = refused(bench.control.remove_switch("default", always));
+    assert_eq!(default.kind, RefusedKind::Conflict);
+    let nobody = refused(bench.control.remove_switch("nobody", always));
+    assert_eq!(nobody.kind, RefusedKind::NotFound);
+    assert_eq!(set("x y", 100).unwrap_err()[0].kind, RefusedKind::Invalid);
+    assert_eq!(
+        set("x", 1).unwrap_err()[0].field.as_deref(),
+        Some("mac_limit")
+    );
+    // A file that knows nothing of it leaves it alone.
+    reload(&bench, "[port.web1]\nmtu = 2000\n").unwrap();
+    let bench = restarted(bench, &[]);
+    assert_eq!(
+        bench.engine.ports(),
+        ports(&[("db1", 1500), ("web1", 2000)])
+    );
+    bench.control.remove("db1", always).unwrap();
+    bench.control.remove_switch("lab", always).unwrap();
+    bench.engine.calls();
+    // One of the file goes with the file.
+    reload(&bench, "[switch.blue]\n[port.web1]\nmtu = 2000\n").unwrap();
+    let in_file = bench.control.remove_switch("blue", always).unwrap_err();
+    assert!(in_file.to_string().contains("configuration file"));
+    reload(&bench, "[port.web1]\nmtu = 2000\n").unwrap();
+    assert_eq!(
+        bench.engine.calls(),
+        ["add switch blue", "remove switch blue"]
+    );
 }

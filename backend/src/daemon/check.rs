@@ -20,7 +20,7 @@ pub(super) fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let overlay: Overlay = saved.transpose()?.unwrap_or_default();
     let (config, _) = Sources::read(args)?.build(&overlay, &run_dir)?;
     data_cpus(args).map_err(one)?;
-    let is_saved = |name: &str| matches!(overlay.get(name), Some(Some(_)));
+    let is_saved = |name: &str| matches!(overlay.ports.get(name), Some(Some(_)));
     let mut problems = Vec::new();
     let aside = config.set_aside.iter().cloned();
     let on_host = (config.ports.values())

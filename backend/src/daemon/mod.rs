@@ -179,6 +179,7 @@ impl Sources {
         }
         let named = |layer: Layer| (layer.name().to_owned(), layer);
         let base = Base {
+            switches: self.file.switches,
             profiles: self.file.profiles,
             file: self.file.ports,
             line: self.line.into_iter().map(named).collect(),
@@ -286,6 +287,11 @@ struct Reload {
 }
 
 impl Reload {
+    fn publish(&self, kind: EventKind, words: Option<String>) {
+        let event = Event::new(kind).saying(words);
+        self.control.events().publish(event);
+    }
+
     /// Reads file and command line again, and applies what differs or says what is wrong.
     fn run(&self) {
         notify::reloading();
@@ -298,11 +304,11 @@ impl Reload {
             }) => {
                 let words = format!("ports: {added} added, {changed} changed, {removed} removed");
                 log::info!("SIGHUP: reloaded; {words}");
-                self.tell(EventKind::Reloaded, Some(words));
+                self.publish(EventKind::Reloaded, Some(words));
             }
             Err(problems) => {
                 let first = problems.first().map(ToString::to_string);
-                self.tell(EventKind::ReloadRefused, first);
+                self.publish(EventKind::ReloadRefused, first);
                 for problem in problems {
                     log::error!("{problem}");
                 }
@@ -310,13 +316,6 @@ impl Reload {
             }
         }
         notify::send("READY=1");
-    }
-}
-
-impl Reload {
-    fn tell(&self, kind: EventKind, words: Option<String>) {
-        let events = self.control.events();
-        events.tell(Event::new(kind).saying(words));
     }
 }
 

@@ -12,7 +12,7 @@ use tandem_uplink::{
 use tandem_virtio_net::Counters;
 
 use super::neighbours::{Back, NeighbourFile};
-use super::watch::Told;
+use super::watch::Published;
 use super::{Core, Port};
 use crate::config::{PortConfig, SocketRole, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
@@ -33,19 +33,23 @@ pub(super) enum Outside {
 }
 
 pub(super) fn switch(name: &str, config: &SwitchConfig) -> Switch {
-    let sizes = tandem_uplink::SwitchConfig {
+    Switch::new(name, sizes(config))
+}
+
+pub(super) fn sizes(config: &SwitchConfig) -> tandem_uplink::SwitchConfig {
+    tandem_uplink::SwitchConfig {
         mac_entries: config.mac_limit as usize,
         mac_ageing: Duration::from_secs(config.ageing_seconds.into()),
         ..tandem_uplink::SwitchConfig::default()
-    };
-    Switch::new(name, sizes)
+    }
 }
 
 impl Core {
     /// Makes a port. An error leaves nothing behind.
     pub(super) fn build(&self, config: &PortConfig) -> Result<Port, Refused> {
-        let Some(switch) = self.switches.get(&config.switch) else {
-            let known: Vec<&str> = self.switches.keys().map(String::as_str).collect();
+        let switches = self.switches();
+        let Some(switch) = switches.get(&config.switch) else {
+            let known: Vec<&str> = switches.keys().map(String::as_str).collect();
             let reason = format!("there is no switch {}", config.switch);
             let remedy = format!("use one of: {}", known.join(", "));
             return Err(Refused::new(RefusedKind::NotFound, reason, remedy).about("switch"));
@@ -73,7 +77,7 @@ impl Core {
             switch.remove_port(id);
         });
         let (home, desk) = (Arc::downgrade(switch), self.announcer.clone());
-        let look = self.look.clone();
+        let notifier = self.notifier.clone();
         port.attach(
             || Forwarder::new(Arc::clone(switch), id),
             move |event| {
@@ -82,7 +86,7 @@ impl Core {
                     Event::Gone => switch.forget_learned(id),
                     Event::NewDriver => switch.forget_neighbours(id),
                     Event::Back => desk.is_back(Back(home.clone(), id)),
-                    Event::Changed => look.soon(),
+                    Event::Changed => notifier.notify(),
                 }
             },
         );
@@ -113,7 +117,7 @@ impl Core {
             outside,
             broken: None,
             seen: 0,
-            told: Told::default(),
+            published: Published::default(),
         })
     }
 
@@ -170,7 +174,7 @@ impl Core {
             outside,
             broken: None,
             seen: 0,
-            told: Told::default(),
+            published: Published::default(),
         })
     }
 

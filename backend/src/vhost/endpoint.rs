@@ -108,6 +108,8 @@ pub struct SessionStatus {
     pub memory_regions: usize,
     /// What last went wrong, in this session or an earlier one.
     pub last_error: Option<String>,
+    /// The session that ended last, counted as `connects`, and what went wrong with it.
+    pub last_end: Option<(u64, Option<String>)>,
     /// Why the port is down, in words with the remedy; none when it is up.
     pub reason: Option<String>,
 }
@@ -126,8 +128,10 @@ pub(super) struct State {
     /// The counters, and what remains of earlier sessions.
     pub(super) status: SessionStatus,
     pub(super) session: Option<Arc<Session>>,
-    /// Why there is no session, when none is there.
+    /// Why there is no session, when none is there or it is about to end.
     pub(super) waiting: String,
+    /// The VMM is gone, and the device is being told.
+    pub(super) ending: bool,
     /// End the session, for this reason.
     pub(super) disconnect: Option<String>,
     /// End the thread.
@@ -197,6 +201,7 @@ impl Endpoint {
             status.reason = Some(state.waiting.clone());
             return status;
         };
+        let ending = state.ending.then(|| state.waiting.clone());
         drop(state);
         let broken = session.device.broken();
         let info = session.info();
@@ -207,7 +212,7 @@ impl Endpoint {
         status.memory_regions = info.memory.len();
         let complaint = info.complaints.values().next().cloned();
         status.last_error = broken.clone().or(complaint).or(status.last_error);
-        status.reason = broken.or_else(|| info.reason());
+        status.reason = ending.or(broken).or_else(|| info.reason());
         status
     }
 

@@ -120,12 +120,16 @@ impl Server {
         }
         session.device.changed();
         let ended = self.serve(stream, &session);
-        session.device.disconnected();
         self.remember(&session, &ended);
+        session.device.disconnected();
+        let mut state = self.shared.state();
+        state.session = None;
+        state.ending = false;
+        drop(state);
         session.device.changed();
     }
 
-    /// Records how a session ended.
+    /// Records how a session has ended.
     fn remember(&self, session: &Session, ended: &Ended) {
         let name = &self.shared.name;
         let complaint = session.info().complaints.values().next().cloned();
@@ -138,8 +142,9 @@ impl Server {
             other => log::warn!("port {name}: session ended: {other}"),
         }
         let mut state = self.shared.state();
-        state.session = None;
+        state.ending = true;
         state.waiting = self.gate.waiting_for();
+        state.status.last_end = Some((state.status.connects, error.clone()));
         state.status.unsupported_messages += session.info().unsupported_messages;
         if let Some(error) = error {
             state.waiting = format!("{}; the last session: {error}", state.waiting);

@@ -16,13 +16,14 @@ mod snapshot;
 mod verdict;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use self::flow_cache::Budget;
-use self::mac_table::{Account, MacTable, Owner};
+use self::mac_table::{Account, MAX_ENTRIES, MacTable, Owner};
 use self::neighbour::Neighbours;
 use self::port::check_mac;
 use self::snapshot::{Port, Snapshot};
@@ -86,7 +87,8 @@ pub struct Duplicate {
 /// A virtual switch. Its methods are for the control plane; frames go through a [`Forwarder`].
 pub struct Switch {
     name: String,
-    ageing: u16,
+    /// Seconds.
+    ageing: AtomicU16,
     snapshot: ArcSwap<Snapshot>,
     table: MacTable,
     counts: counters::Counts,
@@ -107,15 +109,26 @@ struct Control {
 impl Switch {
     /// A switch without ports.
     pub fn new(name: impl Into<String>, config: SwitchConfig) -> Self {
-        Self {
+        let switch = Self {
             name: name.into(),
-            ageing: config.mac_ageing.as_secs().clamp(1, 32_000) as u16,
+            ageing: AtomicU16::default(),
             snapshot: ArcSwap::from_pointee(Snapshot::new(1, Vec::new())),
-            table: MacTable::new(config.mac_entries),
+            // Room for the most, a mebibyte: the limit may be raised later.
+            table: MacTable::new(MAX_ENTRIES),
             counts: counters::Counts::default(),
             budget: Budget::new(config.flow_cache_bytes),
             control: Mutex::default(),
-        }
+        };
+        switch.configure(config);
+        switch
+    }
+
+    /// Gives it another limit of addresses and another ageing time; the rest of `config` stays what
+    /// it was made with.
+    pub fn configure(&self, config: SwitchConfig) {
+        let seconds = config.mac_ageing.as_secs().clamp(1, 32_000) as u16;
+        self.ageing.store(seconds, Ordering::Relaxed);
+        self.table.set_limit(config.mac_entries);
     }
 
     /// Its name.
@@ -344,7 +357,8 @@ impl Switch {
     /// Forgets addresses that have been silent for too long, and frees what no burst uses any
     /// more. Call once a second.
     pub fn age(&self, now: Now) {
-        self.table.age(now.seconds(), self.ageing);
+        let ageing = self.ageing.load(Ordering::Relaxed);
+        self.table.age(now.seconds(), ageing);
         neighbour::settle(self.snapshot.load().ports().map(Arc::as_ref));
         self.lock().sweep();
     }

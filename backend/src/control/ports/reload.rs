@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{Base, Control, PortConfig};
-use crate::config::{Config, Overlay, Problem};
-use crate::control::{Refused, RefusedKind};
+use crate::config::{Config, Overlay, Problem, SwitchConfig};
+use crate::control::RefusedKind;
 
 /// What a successful [`Control::reload`] did: numbers of ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,9 @@ pub struct Reloaded {
     /// That are gone.
     pub removed: usize,
 }
+
+/// A switch before and after.
+type SwitchStep = (String, Option<SwitchConfig>, SwitchConfig);
 
 /// A port before and after, one of the two at least.
 type Step = (Option<PortConfig>, Option<PortConfig>);
@@ -34,13 +37,42 @@ impl Control {
     ) -> Result<Reloaded, Vec<Problem>> {
         let overlay = self.change();
         let (mut config, base) = read(&overlay)?;
-        self.same_switches(&config).map_err(|p| vec![p])?;
         self.keeps_what_was_set(&config)?;
         let removed = self.removed_lines().clone();
-        let stays_away = |name: &String| removed.contains(name) && !base.file.contains_key(name);
+        let in_file = |name: &String| {
+            base.file.contains_key(name) && !matches!(overlay.ports.get(name), Some(None))
+        };
+        let stays_away = |name: &String| removed.contains(name) && !in_file(name);
         config.ports.retain(|name, _| !stays_away(name));
-        let mut steps = self.steps(&config);
-        let reloaded = Reloaded::of(&steps);
+        let switches = self.make_switches(&config)?;
+        let reloaded = self.reload_ports(&overlay, &mut config);
+        let reloaded = match reloaded {
+            Ok(reloaded) => reloaded,
+            Err(problems) => {
+                self.take_back(&switches);
+                return Err(problems);
+            }
+        };
+        self.end_switches(&config);
+        *self.write_switches() = config.switches;
+        *self.write() = config.ports;
+        self.write_aside().clear();
+        for (port, refused) in config.set_aside {
+            self.set_aside(port, refused);
+        }
+        *self.write_base() = base;
+        Ok(reloaded)
+    }
+
+    /// Makes and ends ports until they are those of `config`; ports that cannot be are put aside
+    /// there.
+    fn reload_ports(
+        &self,
+        overlay: &Overlay,
+        config: &mut Config,
+    ) -> Result<Reloaded, Vec<Problem>> {
+        let mut steps = self.steps(config);
+        let mut reloaded = Reloaded::of(&steps);
         let mut done: Vec<Step> = Vec::new();
         // Steps that wait for what others have yet to give up, since the last one that did not.
         let mut waiting = 0;
@@ -61,7 +93,8 @@ impl Control {
                 continue;
             }
             // As at a start: what was set over the API keeps nothing else from being made.
-            if old.is_none() && is_set(&overlay, new.as_ref()) {
+            if old.is_none() && is_set(overlay, new.as_ref()) {
+                reloaded.added -= 1;
                 config.set_aside.extend(new.map(|port| {
                     config.ports.remove(&port.name);
                     (port, refused)
@@ -75,12 +108,6 @@ impl Control {
             let place = format!("port {name}");
             return Err(vec![Problem { place, refused }]);
         }
-        *self.write() = config.ports;
-        self.write_aside().clear();
-        for (port, refused) in config.set_aside {
-            self.set_aside(port, refused);
-        }
-        *self.write_base() = base;
         Ok(reloaded)
     }
 
@@ -95,7 +122,7 @@ impl Control {
         let pairs = wanted.map(|new| (running.get(&new.name).cloned(), Some(new.clone())));
         let (new, known): (Vec<Step>, Vec<Step>) = pairs.partition(|(old, _)| old.is_none());
         let is_as_wanted = |old: &PortConfig, new: &PortConfig| {
-            old.is_same(new) && self.engine.port(&old.name).is_some()
+            old.is_same(new) && self.engine.has_port(&old.name)
         };
         let changed = known
             .into_iter()
@@ -142,26 +169,47 @@ impl Control {
         }
     }
 
-    fn same_switches(&self, config: &Config) -> Result<(), Problem> {
-        let differs = |name: &&String| self.switches.get(*name) != config.switches.get(*name);
-        let mut names = self.switches.keys().chain(config.switches.keys());
-        match names.find(differs) {
-            None => Ok(()),
-            Some(name) => Err(Problem {
-                place: format!("switch {name}"),
-                refused: Refused::new(
-                    RefusedKind::Conflict,
-                    "switches cannot be added, changed or removed while the daemon runs",
-                    "restart it, or leave them as they are",
-                ),
-            }),
+    /// Makes the switches of `config` that are new and changes those that differ: what was before.
+    fn make_switches(&self, config: &Config) -> Result<Vec<SwitchStep>, Vec<Problem>> {
+        let running = self.read_switches().clone();
+        let mut done = Vec::new();
+        for (name, new) in &config.switches {
+            let old = running.get(name);
+            if let Err(refused) = self.exchange_switch(name, old, Some(new)) {
+                self.take_back(&done);
+                let place = format!("switch {name}");
+                return Err(vec![Problem { place, refused }]);
+            }
+            done.push((name.clone(), old.cloned(), new.clone()));
+        }
+        Ok(done)
+    }
+
+    fn take_back(&self, done: &[SwitchStep]) {
+        for (name, old, new) in done {
+            if let Err(refused) = self.exchange_switch(name, Some(new), old.as_ref()) {
+                log::error!("switch {name}: a change could not be taken back: {refused}");
+            }
+        }
+    }
+
+    /// Ends the switches that are not in `config`; no port is on one of them any more.
+    fn end_switches(&self, config: &Config) {
+        let running = self.read_switches();
+        let gone = running
+            .keys()
+            .filter(|name| !config.switches.contains_key(*name));
+        for name in gone {
+            if let Err(refused) = self.engine.remove_switch(name) {
+                log::error!("switch {name}: {refused}");
+            }
         }
     }
 }
 
 /// Whether the port is one that the API has set.
 fn is_set(overlay: &Overlay, port: Option<&PortConfig>) -> bool {
-    port.is_some_and(|port| matches!(overlay.get(&port.name), Some(Some(_))))
+    port.is_some_and(|port| matches!(overlay.ports.get(&port.name), Some(Some(_))))
 }
 
 impl Reloaded {

@@ -27,7 +27,7 @@ pub(crate) use self::bucket::{MacKey, Owner, Pin};
 use crate::Mac;
 
 /// Most entries of a table: a slot's number fits 16 bits, with a third of the slots empty.
-const MAX_ENTRIES: usize = 32_768;
+pub(super) const MAX_ENTRIES: usize = 32_768;
 /// Seconds in which an address moves at most once.
 const MOVE_HOLD: u16 = 2;
 /// Most addresses for which moves are remembered.
@@ -61,7 +61,7 @@ struct Control {
 pub(crate) struct MacTable {
     buckets: Box<[Bucket]>,
     hasher: SeedableRandomState,
-    limit: usize,
+    limit: AtomicUsize,
     entries: AtomicUsize,
     moves: AtomicU64,
     control: Mutex<Control>,
@@ -77,6 +77,7 @@ impl MacTable {
     pub(crate) fn new(entries: usize) -> Self {
         let limit = entries.clamp(1, MAX_ENTRIES);
         let buckets = (limit / 2).max(4).next_power_of_two();
+        let limit = AtomicUsize::new(limit);
         Self {
             buckets: (0..buckets).map(|_| Bucket::empty()).collect(),
             hasher: SeedableRandomState::with_seed(random_seed(), SharedSeed::global_random()),
@@ -85,6 +86,11 @@ impl MacTable {
             moves: AtomicU64::new(0),
             control: Mutex::default(),
         }
+    }
+
+    /// Gives it another limit, up to the one it was made with. What it holds beyond that ages away.
+    pub(crate) fn set_limit(&self, entries: usize) {
+        self.limit.store(entries.clamp(1, MAX_ENTRIES), Relaxed);
     }
 
     /// Addresses in the table.
@@ -167,7 +173,7 @@ impl MacTable {
     ) -> Option<Pin> {
         let full = account.learned.load(Relaxed) >= account.limit;
         let held = found.is_some_and(|pin| self.is_held(pin.slot, now));
-        if full || held || (found.is_none() && self.len() >= self.limit) {
+        if full || held || (found.is_none() && self.len() >= self.limit.load(Relaxed)) {
             return None;
         }
         let mut control = self.lock();
@@ -218,7 +224,7 @@ impl MacTable {
     }
 
     fn insert(&self, key: MacKey, account: &Account, now: u64) -> Option<Pin> {
-        if self.len() >= self.limit {
+        if self.len() >= self.limit.load(Relaxed) {
             return None;
         }
         let home = self.home(key);
