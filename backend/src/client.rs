@@ -100,8 +100,9 @@ pub fn stream(
         let status = response.status();
         let mut body = response.into_body();
         if !status.is_success() {
-            let bytes = body.collect().await.map_err(broken)?.to_bytes();
-            return answer(status, &bytes).map(drop);
+            let bytes = tokio::time::timeout(TIME, body.collect()).await;
+            let bytes = bytes.map_err(|_| ClientError::Slow)?.map_err(broken)?;
+            return answer(status, &bytes.to_bytes()).map(drop);
         }
         while let Some(frame) = body.frame().await {
             if let Ok(bytes) = frame.map_err(broken)?.into_data()

@@ -371,3 +371,114 @@ fn vms_are_their_ports_taken_together() {
     }
     assert!(ok(&daemon.tandem(&["vm", "ls"])).starts_with("no VMs; "));
 }
+
+#[test]
+fn switches_and_profiles_are_shown_and_changed() {
+    let (dir, path) = programs::config(
+        "[switch.lab]\n[profile.tenant]\nstorm_limit = 1000\nsocket_permissions = \"0600\"\n\
+         [port.web1]\nprofile = \"tenant\"\n",
+    );
+    let daemon = Daemon::start(&["--config", &path]);
+    drop(dir);
+    let profiles = daemon.tandem(&["profile", "list"]);
+    let words: Vec<Vec<&str>> = ok(&profiles)
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(
+        words.contains(&vec!["tenant", "socket_permissions", "0600"]),
+        "{words:?}"
+    );
+    assert!(
+        words.contains(&vec!["tenant", "storm_limit", "1000"]),
+        "{words:?}"
+    );
+    assert!(
+        words.contains(&vec!["ports", "of", "tenant:", "web1"]),
+        "{words:?}"
+    );
+
+    let added = daemon.tandem(&["switch", "add", "blue", "--mac-limit", "100"]);
+    assert_eq!(ok(&added), "switch blue added\n");
+    let twice = daemon.tandem(&["switch", "add", "blue"]);
+    refused(&twice, 1, &["there is a switch blue already"]);
+    let set = daemon.tandem(&["switch", "set", "blue", "--ageing-seconds", "60"]);
+    assert_eq!(ok(&set), "switch blue changed\n");
+    let show = daemon.tandem(&["switch", "show", "blue"]);
+    let setting = |key: &str| -> Vec<&str> {
+        let line = ok(&show)
+            .lines()
+            .find(|line| line.starts_with(key))
+            .unwrap();
+        line.split_whitespace().skip(1).collect()
+    };
+    assert_eq!(setting("mac_limit"), ["100", "api"]);
+    assert_eq!(setting("ageing_seconds"), ["60", "api"]);
+    ok(&daemon.tandem(&["port", "set", "web1", "--switch", "blue"]));
+    let in_use = daemon.tandem(&["switch", "remove", "blue"]);
+    refused(&in_use, 1, &["has ports: web1", "remove them"]);
+    ok(&daemon.tandem(&["port", "reset", "web1"]));
+    assert_eq!(
+        ok(&daemon.tandem(&["switch", "del", "blue"])),
+        "switch blue removed\n"
+    );
+    refused(
+        &daemon.tandem(&["switch", "remove", "lab"]),
+        1,
+        &["configuration file"],
+    );
+    refused(
+        &daemon.tandem(&["switch", "reset", "blue"]),
+        1,
+        &["no switch blue"],
+    );
+    let wrong = daemon.tandem(&["switch", "set", "lab", "--mac-limit", "1"]);
+    refused(&wrong, 1, &["mac_limit: ", "1 is too small"]);
+}
+
+#[test]
+fn numbers_are_shown_again_and_again() {
+    let daemon = Daemon::start(&["--port", "web1"]);
+    let top = daemon.tandem(&["top", "--interval", "0.1", "--count", "2"]);
+    let lines: Vec<&str> = ok(&top).lines().collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[0].starts_with("PORT") && lines[1].starts_with("web1"));
+    assert_eq!((lines[2], lines[3]), ("", lines[0]));
+    let json = daemon.tandem(&["top", "--interval", "0.1", "--count", "1", "--json"]);
+    let object: Value = serde_json::from_str(ok(&json)).unwrap();
+    assert_eq!(object["ports"][0]["port"], "web1");
+    let never = daemon.tandem(&["port", "list", "--watch=0"]);
+    refused(&never, 2, &["0.1 to 3600"]);
+}
+
+#[test]
+fn shells_and_man_find_what_they_need() {
+    for (shell, words) in [
+        ("bash", "complete -F _tandem"),
+        ("zsh", "#compdef tandem"),
+        ("fish", "complete -c tandem"),
+    ] {
+        for program in ["tandem", "tandemd"] {
+            let done = done(&mut tandem(&["completions", shell, program]));
+            assert!(ok(&done).contains(words), "{shell} {program}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    ok(&done(&mut tandem(&["man", path])));
+    for page in [
+        "tandem.1",
+        "tandem-port-add.1",
+        "tandem-switch-set.1",
+        "tandemd.8",
+    ] {
+        let text = fs::read_to_string(dir.path().join(page)).unwrap();
+        assert!(
+            text.contains(".SH NAME") && text.contains(".SH OPTIONS"),
+            "{page}"
+        );
+    }
+    let gone = dir.path().join("gone");
+    let failed = done(&mut tandem(&["man", gone.to_str().unwrap()]));
+    refused(&failed, 1, &["No such file", "name a directory"]);
+}

@@ -7,7 +7,10 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::routes::{Answer, Name, Shared, blocking, condition, json, object, tagged};
+use super::routes::{
+    Answer, IfMatch, IfNoneMatch, Name, NameParam, Shared, blocking, condition, json, object,
+    tagged,
+};
 use super::schema::PortSettings;
 use crate::control::{Put, Removed};
 use crate::status::{Port, Ports};
@@ -38,7 +41,7 @@ pub(super) async fn list(State(control): Shared) -> Answer {
     get,
     path = "/api/v1/ports/{name}",
     tag = "ports",
-    params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")),
+    params(NameParam),
     responses(
         (status = 200, body = Port, headers(("etag" = String, description = "Tag of its settings")), description = "The port"),
     )
@@ -56,10 +59,7 @@ pub(super) async fn show(State(control): Shared, Name(name): Name) -> Answer {
     put,
     path = "/api/v1/ports/{name}",
     tag = "ports",
-    params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch, IfNoneMatch),
     request_body = PortSettings,
     responses(
         (status = 200, body = Port, description = "There was one; it has the new settings"),
@@ -91,10 +91,7 @@ pub(super) async fn put(
     patch,
     path = "/api/v1/ports/{name}",
     tag = "ports",
-    params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch),
     request_body = PortSettings,
     responses(
         (status = 200, body = Port, headers(("etag" = String, description = "Tag of its settings")), description = "The port"),
@@ -120,10 +117,7 @@ pub(super) async fn patch(
     delete,
     path = "/api/v1/ports/{name}",
     tag = "ports",
-    params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch),
     responses(
         (status = 200, body = Note, description = "It is ended until the daemon starts again"),
         (status = 204, description = "It is ended"),
@@ -151,10 +145,7 @@ pub(super) async fn remove(State(control): Shared, Name(name): Name, headers: He
     post,
     path = "/api/v1/ports/{name}/reset",
     tag = "ports",
-    params(("name" = String, Path, description = "Name of the port", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the port, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch),
     responses(
         (status = 200, body = Port, headers(("etag" = String, description = "Tag of its settings")), description = "The port"),
     )

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 
-use super::routes::{Answer, Name, Shared, blocking, json};
+use super::routes::{Answer, Name, NameParam, Shared, blocking, json};
 use crate::metrics;
 use crate::status::{Profiles, Status, Vm, Vms};
 
@@ -56,7 +56,7 @@ pub(super) async fn vms(State(control): Shared) -> Answer {
     get,
     path = "/api/v1/vms/{name}",
     tag = "vms",
-    params(("name" = String, Path, description = "Name of the VM", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")),
+    params(NameParam),
     responses(
         (status = 200, body = Vm, description = "The VM"),
     )

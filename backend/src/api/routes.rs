@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::error::Category;
 use serde_json::{Map, Value};
+use utoipa::IntoParams;
 
 use super::problem::Problem;
 use super::{events, ports, reports, schema, switches};
@@ -74,6 +75,36 @@ pub(super) fn metrics_only(control: Arc<Control>) -> Router {
     Router::new()
         .route("/metrics", get(reports::metrics))
         .with_state(control)
+}
+
+/// What a path names.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code)] // It describes `Name`.
+pub(super) struct NameParam {
+    /// Its name.
+    #[param(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: String,
+}
+
+/// What a change may depend on.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code)] // It describes `condition`.
+pub(super) struct IfMatch {
+    /// The ETag that it has, or *: change it only if it is still so.
+    #[param(rename = "If-Match", example = "*")]
+    if_match: Option<String>,
+}
+
+/// What making one may depend on.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code)] // It describes `condition`.
+pub(super) struct IfNoneMatch {
+    /// *: only if there is none of that name.
+    #[param(rename = "If-None-Match", pattern = r"^\*$")]
+    if_none_match: Option<String>,
 }
 
 /// The name in a path.

@@ -104,11 +104,48 @@ static TEXT: LazyLock<String> = LazyLock::new(|| {
     let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
     let paths = document["paths"].as_object_mut().into_iter();
     let paths = paths.flat_map(|paths| paths.values_mut());
-    let operations = paths.filter_map(Value::as_object_mut).flatten();
-    operations.for_each(|(_, operation)| may_fail(operation));
+    for path in paths.filter_map(Value::as_object_mut) {
+        for (method, operation) in path {
+            describe(method, operation);
+        }
+    }
     drop_formats(&mut document);
     format!("{document:#}\n")
 });
+
+/// Adds what all operations of a kind have in common.
+fn describe(method: &str, operation: &mut Value) {
+    let named = operation["parameters"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(|one| one["in"] == "path"));
+    let changes = method != "get";
+    let statuses = [
+        (named || changes, "400", "The request is wrong"),
+        (
+            named && method != "put",
+            "404",
+            "There is none of that name",
+        ),
+        (changes, "409", "It contradicts something that exists"),
+        (changes, "412", "The condition is not met"),
+        (true, "default", "Another refusal or failure"),
+    ];
+    for (_, status, words) in statuses.iter().filter(|(has, ..)| *has) {
+        let schema = json!({"$ref": "#/components/schemas/ProblemDetails"});
+        operation["responses"][*status] = json!({
+            "description": words,
+            "content": {"application/problem+json": {"schema": schema}},
+        });
+    }
+    // None is as good as an empty object.
+    if let Some(body) = operation.get_mut("requestBody") {
+        body["required"] = json!(false);
+        if method == "patch" {
+            let settings = body["content"]["application/json"].clone();
+            body["content"]["application/merge-patch+json"] = settings;
+        }
+    }
+}
 
 /// Numbers are as large as their limits say: `int32` would cut the range of an unsigned one.
 fn drop_formats(value: &mut Value) {
@@ -123,15 +160,6 @@ fn drop_formats(value: &mut Value) {
         Value::Array(values) => values.iter_mut().for_each(drop_formats),
         _ => {}
     }
-}
-
-/// Any request may be refused.
-fn may_fail(operation: &mut Value) {
-    let schema = json!({"$ref": "#/components/schemas/ProblemDetails"});
-    operation["responses"]["default"] = json!({
-        "description": "Why not",
-        "content": {"application/problem+json": {"schema": schema}},
-    });
 }
 
 /// This document.

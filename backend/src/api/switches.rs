@@ -5,7 +5,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 
-use super::routes::{Answer, Name, Shared, blocking, condition, json, object, tagged};
+use super::routes::{
+    Answer, IfMatch, IfNoneMatch, Name, NameParam, Shared, blocking, condition, json, object,
+    tagged,
+};
 use super::schema::SwitchSettings;
 use crate::control::Put;
 use crate::status::{Switch, Switches};
@@ -32,7 +35,7 @@ pub(super) async fn list(State(control): Shared) -> Answer {
     get,
     path = "/api/v1/switches/{name}",
     tag = "switches",
-    params(("name" = String, Path, description = "Name of the switch", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")),
+    params(NameParam),
     responses(
         (status = 200, body = Switch, headers(("etag" = String, description = "Tag of its settings")), description = "The switch"),
     )
@@ -50,11 +53,7 @@ pub(super) async fn show(State(control): Shared, Name(name): Name) -> Answer {
     put,
     path = "/api/v1/switches/{name}",
     tag = "switches",
-    params(
-        ("name" = String, Path, description = "Name of the switch", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the switch, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch, IfNoneMatch),
     request_body = SwitchSettings,
     responses(
         (status = 200, body = Switch, description = "There was one; it has the new settings"),
@@ -85,11 +84,7 @@ pub(super) async fn put(
     patch,
     path = "/api/v1/switches/{name}",
     tag = "switches",
-    params(
-        ("name" = String, Path, description = "Name of the switch", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the switch, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch),
     request_body = SwitchSettings,
     responses(
         (status = 200, body = Switch, headers(("etag" = String, description = "Tag of its settings")), description = "The switch"),
@@ -115,11 +110,7 @@ pub(super) async fn patch(
     delete,
     path = "/api/v1/switches/{name}",
     tag = "switches",
-    params(
-        ("name" = String, Path, description = "Name of the switch", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the switch, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch),
     responses(
         (status = 204, description = "It is ended"),
     )
@@ -138,11 +129,7 @@ pub(super) async fn remove(State(control): Shared, Name(name): Name, headers: He
     post,
     path = "/api/v1/switches/{name}/reset",
     tag = "switches",
-    params(
-        ("name" = String, Path, description = "Name of the switch", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the switch, or *: change it only if it is still so", example = "*"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "*: only if there is none of that name"),
-    ),
+    params(NameParam, IfMatch),
     responses(
         (status = 200, body = Switch, headers(("etag" = String, description = "Tag of its settings")), description = "The switch"),
     )

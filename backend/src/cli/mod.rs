@@ -38,7 +38,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match watched(&matches) {
         None => dispatch(&matches).and_then(|text| say(&text)),
-        Some(pause) => again_and_again(&matches, pause),
+        Some(pause) => repeat(wants_json(&matches), pause, None, || dispatch(&matches)),
     };
     match result {
         Ok(()) | Err(Failure::NobodyReads) => ExitCode::SUCCESS,
@@ -153,33 +153,50 @@ fn watched(matches: &ArgMatches) -> Option<Duration> {
     }
 }
 
-fn again_and_again(matches: &ArgMatches, pause: Duration) -> Result<(), Failure> {
-    let mut first = true;
-    loop {
-        if !first {
-            std::thread::sleep(pause);
-        }
-        let text = dispatch(matches)?;
-        // JSON stays one object a line.
-        let json = text.starts_with('{');
-        let gap = if first || json || io::stdout().is_terminal() {
-            ""
-        } else {
-            "\n"
-        };
-        say(&format!("{gap}{}", if json { text } else { fresh(&text) }))?;
-        first = false;
+fn wants_json(matches: &ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((_, matches)) => wants_json(matches),
+        None => matches.get_flag("json"),
     }
 }
 
-/// The text in place of the one before, where there is a terminal to do that on.
-fn fresh(text: &str) -> String {
-    if io::stdout().is_terminal() {
-        // Cursor home, and clear what is below it (ECMA-48, CUP and ED), line by line.
-        format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
-    } else {
-        text.to_owned()
+/// Shows texts one after the other, `times` or until interrupted: on a terminal each in place of the
+/// one before, else with an empty line between them. JSON is one object a line.
+fn repeat(
+    json: bool,
+    pause: Duration,
+    times: Option<u64>,
+    mut next: impl FnMut() -> Result<String, Failure>,
+) -> Result<(), Failure> {
+    let terminal = io::stdout().is_terminal();
+    let mut shown = 0;
+    loop {
+        let text = next()?;
+        say(&match (json, terminal) {
+            (true, _) => text,
+            (false, true) => in_place(&text),
+            (false, false) if shown == 0 => text,
+            (false, false) => format!("\n{text}"),
+        })?;
+        shown += 1;
+        if times == Some(shown) {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
     }
+}
+
+/// The text from the top of the terminal on, as much as fits.
+fn in_place(text: &str) -> String {
+    let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_row);
+    let rows = match rows {
+        0 => usize::MAX,
+        rows => usize::from(rows) - 1,
+    };
+    // Cursor home, clear to the end of each line, and what is below (ECMA-48: CUP, EL, ED).
+    let lines = text.lines().take(rows);
+    let lines: String = lines.map(|line| format!("{line}\x1b[K\n")).collect();
+    format!("\x1b[H{lines}\x1b[J")
 }
 
 const EXAMPLES: &str = "\

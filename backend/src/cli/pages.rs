@@ -10,7 +10,7 @@ use crate::daemon::Args;
 
 pub(super) fn completions_command() -> Command {
     Command::new("completions")
-        .about("Print what makes a shell complete tandem's commands")
+        .about("Print what makes a shell complete commands")
         .arg(
             Arg::new("shell")
                 .value_name("SHELL")
@@ -21,6 +21,13 @@ pub(super) fn completions_command() -> Command {
                     Shell::Fish.to_string(),
                 ])
                 .help("The shell"),
+        )
+        .arg(
+            Arg::new("program")
+                .value_name("PROGRAM")
+                .value_parser(["tandem", "tandemd"])
+                .default_value("tandem")
+                .help("The program whose arguments are completed"),
         )
 }
 
@@ -45,7 +52,11 @@ pub(super) fn completions(matches: &ArgMatches) -> Result<String, Failure> {
         _ => Shell::Bash,
     };
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut super::command(), "tandem", &mut text);
+    let (name, mut command) = match matches.get_one::<String>("program").map(String::as_str) {
+        Some("tandemd") => ("tandemd", Args::full_command()),
+        _ => ("tandem", super::command()),
+    };
+    clap_complete::generate(shell, &mut command, name, &mut text);
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::text::{Table, count};
-use super::{Failure, Session, fresh, parse, say, seconds};
+use super::{Failure, Session, parse, repeat, seconds};
 
 pub(super) fn command() -> Command {
     Command::new("top")
@@ -34,23 +34,19 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
     let session = Session::new(matches)?;
     let pause = matches.get_one::<Duration>("interval").copied();
     let pause = pause.unwrap_or(Duration::from_secs(1));
-    let mut left = matches.get_one::<u64>("count").copied();
+    let times = matches.get_one::<u64>("count").copied();
     let mut before = Sample::take(&session)?;
-    loop {
-        thread::sleep(pause);
+    thread::sleep(pause);
+    repeat(session.json, pause, times, || {
         let now = Sample::take(&session)?;
         let rates = now.since(&before);
-        if session.json {
-            say(&format!("{}\n", Value::Array(rates)))?;
-        } else {
-            say(&fresh(&table(&rates)))?;
-        }
-        left = left.map(|left| left - 1);
-        if left == Some(0) {
-            return Ok(String::new());
-        }
         before = now;
-    }
+        Ok(match session.json {
+            true => format!("{}\n", json!({"ports": rates})),
+            false => table(&rates),
+        })
+    })?;
+    Ok(String::new())
 }
 
 /// Counters of all ports at one moment.
@@ -96,7 +92,7 @@ impl Sample {
             } else {
                 old
             };
-            serde_json::json!({
+            json!({
                 "port": name,
                 "vm": vm,
                 "from_vm_frames": rate(port, old, |port| of(port, "from_vm", "frames")),
