@@ -1,4 +1,4 @@
-//! What happens, for whoever subscribes: the last [`KEPT`] events, each with its number.
+//! What happens, for whoever subscribes: the last 1024 events, each with its number.
 //!
 //! Whoever publishes never waits. A subscriber reads on from the number it has got to; one that is
 //! too slow is told that it missed some.
