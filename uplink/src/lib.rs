@@ -18,6 +18,7 @@
 pub mod nic;
 pub mod policy;
 pub mod switch;
+pub mod team;
 
 mod clock;
 

@@ -1,0 +1,3 @@
+//! The team: several NICs as one uplink.
+
+pub mod lacp;
