@@ -19,6 +19,7 @@ use log::{debug, warn};
 use tandem_uplink::{Now, PortId, Switch};
 
 use crate::bell;
+use crate::cgroup::Groups;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
 use crate::events::{Event, EventKind, Events};
@@ -63,7 +64,7 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         .collect();
     crate::sys::install_interrupt()
         .map_err(|e| Refused::new(RefusedKind::System, e.to_string(), "see the kernel's log"))?;
-    let workers = Workers::new(options.cpus.clone());
+    let workers = Workers::new(options.cpus.clone(), Groups::of_this_process());
     let threads = |e: io::Error| {
         Refused::new(
             RefusedKind::System,

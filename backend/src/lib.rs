@@ -2,6 +2,7 @@
 
 pub mod api;
 mod bell;
+mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod config;

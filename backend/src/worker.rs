@@ -32,6 +32,7 @@ use tandem_uplink::Now;
 use tandem_virtio_net::{Batch, Call, Scratch};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::cgroup::{Group, Groups};
 use crate::port::{GuestPort, Pair, lock};
 use crate::sys;
 
@@ -201,7 +202,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(name: String, cpus: Vec<usize>) -> io::Result<Self> {
+    fn start(name: String, cpus: Vec<usize>, group: Option<Arc<Group>>) -> io::Result<Self> {
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
@@ -222,6 +223,9 @@ impl Worker {
         });
         let mine = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Some(Err(e)) = group.map(|group| group.join()) {
+                warn!("the thread cannot be put into its VM's control group: {e}");
+            }
             if let Err(e) = crate::cpus::pin(&cpus) {
                 warn!("the thread's CPUs cannot be set: {e}");
             }
@@ -398,6 +402,7 @@ fn sleep(shared: &Shared, pairs: &[PairRef]) -> Woken {
 /// The threads of all VMs.
 pub(crate) struct Workers {
     cpus: Vec<usize>,
+    groups: Groups,
     vms: Mutex<BTreeMap<String, Vm>>,
 }
 
@@ -405,13 +410,16 @@ pub(crate) struct Workers {
 struct Vm {
     ports: Vec<Arc<GuestPort>>,
     workers: Vec<Worker>,
+    /// Removed after its threads have ended: fields drop in order.
+    group: Option<Arc<Group>>,
 }
 
 impl Workers {
-    /// Threads run on `cpus`.
-    pub(crate) fn new(cpus: Vec<usize>) -> Self {
+    /// Threads run on `cpus`, those of a VM in a group of `groups`.
+    pub(crate) fn new(cpus: Vec<usize>, groups: Groups) -> Self {
         Self {
             cpus,
+            groups,
             vms: Mutex::default(),
         }
     }
@@ -419,7 +427,10 @@ impl Workers {
     /// Serves a port's pairs from now on.
     pub(crate) fn add_port(&self, vm: &str, port: Arc<GuestPort>) -> io::Result<()> {
         let mut vms = lock(&self.vms);
-        let entry = vms.entry(vm.to_owned()).or_default();
+        let entry = vms.entry(vm.to_owned()).or_insert_with(|| Vm {
+            group: self.groups.make(vm),
+            ..Vm::default()
+        });
         entry.ports.push(Arc::clone(&port));
         let result = entry.spread(vm, &self.cpus);
         if result.is_err() {
@@ -465,7 +476,9 @@ impl Vm {
         let pairs = self.ports.iter().map(|p| p.pairs().len()).sum();
         while self.workers.len() < crate::spread::threads(pairs, cpus.len()) {
             let name = thread_name(vm, self.workers.len());
-            self.workers.push(Worker::start(name, cpus.to_vec())?);
+            let group = self.group.clone();
+            self.workers
+                .push(Worker::start(name, cpus.to_vec(), group)?);
         }
         self.deal();
         Ok(())
