@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -80,6 +81,7 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         switches: Mutex::new(switches),
         workers,
         announcer: announcer.desk(),
+        beats: AtomicU64::new(0),
         ports: Mutex::default(),
     });
     let watched = Arc::downgrade(&core);
@@ -154,6 +156,8 @@ struct Core {
     switches: Mutex<BTreeMap<String, Arc<Switch>>>,
     workers: Workers,
     announcer: Desk,
+    /// How often the `control` thread has looked after the ports.
+    beats: AtomicU64,
     ports: Mutex<BTreeMap<String, Port>>,
 }
 
@@ -181,6 +185,7 @@ fn look_after(core: &Weak<Core>, notified: &Notified) {
             (switches.values()).for_each(|switch| switch.age(Now::monotonic()));
             lock(&core.ports).values_mut().for_each(Port::look_after);
             core.publish_duplicates(&mut duplicates);
+            core.beats.fetch_add(1, Ordering::Relaxed);
         }
         let events = &core.options.events;
         (lock(&core.ports).values_mut()).for_each(|port| port.publish(events));
@@ -353,6 +358,10 @@ impl Engine for Running {
                 cpu_seconds: time.as_secs_f64(),
             })
             .collect()
+    }
+
+    fn beats(&self) -> u64 {
+        self.core.beats.load(Ordering::Relaxed)
     }
 
     fn status(&self) -> SwitchesStatus {

@@ -68,6 +68,19 @@ fn sockets_exist_when_it_is_ready_and_are_gone_when_it_stopped() {
     }
 }
 
+/// More often than the service manager asks for, and not only when it becomes ready.
+#[test]
+fn a_watchdog_is_fed_while_the_switch_looks_after_its_ports() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::begin(dir, &["--port", "web1"], |command| {
+        command.env("WATCHDOG_USEC", "400000");
+    });
+    let mut said = vec![daemon.notified(), daemon.notified(), daemon.notified()];
+    said.sort();
+    assert_eq!(said, ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    daemon.stop();
+}
+
 /// The service manager is told when it begins and when it is done.
 fn reload(daemon: &Daemon) {
     daemon.signal(Signal::HUP);

@@ -119,4 +119,7 @@ pub trait Engine: Send + Sync {
 
     /// The switches and what they run on.
     fn status(&self) -> SwitchesStatus;
+
+    /// A number that grows each second for as long as the engine can get at its ports.
+    fn beats(&self) -> u64;
 }

@@ -522,6 +522,11 @@ impl Control {
         named.collect()
     }
 
+    /// [`Engine::beats`].
+    pub fn beats(&self) -> u64 {
+        self.engine.beats()
+    }
+
     /// The whole.
     pub fn status(&self) -> Status {
         let ports = self.read();

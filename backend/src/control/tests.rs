@@ -158,6 +158,10 @@ impl Engine for Fake {
             ..SwitchesStatus::default()
         }
     }
+
+    fn beats(&self) -> u64 {
+        0
+    }
 }
 
 struct Bench {

@@ -98,9 +98,13 @@ fn serve(
     reload: Reload,
 ) -> Result<(), Refused> {
     let path = socket.path().display().to_string();
+    let (watched, reload) = (Arc::clone(&control), Arc::new(reload));
     let stop = async move {
         let events = Arc::clone(reload.control.events());
-        signals.stop(&Arc::new(reload)).await;
+        tokio::select! {
+            () = signals.stop(&reload) => {}
+            () = notify::watchdog(|| watched.beats()) => {}
+        }
         notify::send("STOPPING=1");
         events.close();
     };
