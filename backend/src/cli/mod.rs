@@ -26,6 +26,8 @@ use crate::client::{self, ClientError};
 use crate::config::check::API_SOCKET;
 use crate::daemon::default_run_dir;
 
+/// Where the daemon of the host listens, which runs as root or as a user of its own.
+const HOST_SOCKET: &str = "/run/tandem/api.sock";
 /// Status of a usage error; 1 is a refusal or a failure.
 const USAGE: u8 = 2;
 
@@ -223,7 +225,7 @@ fn command() -> Command {
                 .value_name("PATH")
                 .value_parser(value_parser!(PathBuf))
                 .global(true)
-                .help("Socket of the daemon [default: api.sock in its run directory]"),
+                .help("Socket of the daemon [default: api.sock in the run directory of this user, or of the host]"),
         )
         .arg(
             Arg::new("json")
@@ -266,13 +268,21 @@ struct Session {
     json: bool,
 }
 
+/// The socket of the user's own daemon; if there is none, that of the host's.
+fn default_socket() -> Result<PathBuf, Failure> {
+    let hosts = PathBuf::from(HOST_SOCKET);
+    match default_run_dir().map(|dir| dir.join(API_SOCKET)) {
+        Ok(own) if own.exists() || !hosts.exists() => Ok(own),
+        Err(refused) if !hosts.exists() => Err(Failure::Failed(refused.to_string())),
+        _ => Ok(hosts),
+    }
+}
+
 impl Session {
     fn new(matches: &ArgMatches) -> Result<Self, Failure> {
         let socket = match matches.get_one::<PathBuf>("api-socket") {
             Some(socket) => socket.clone(),
-            None => default_run_dir()
-                .map_err(|refused| Failure::Failed(refused.to_string()))?
-                .join(API_SOCKET),
+            None => default_socket()?,
         };
         Ok(Self {
             socket,

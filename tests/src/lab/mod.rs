@@ -6,6 +6,7 @@
 //! runs out, the error says what was waited for and the scenario prints the end of every log.
 
 pub mod agent;
+pub mod container;
 pub mod daemon;
 pub mod guest;
 pub mod image;
@@ -42,6 +43,8 @@ pub enum Need {
     Kvm,
     /// Root, for TAP devices.
     Root,
+    /// A clean machine to boot, that `ci/setup` makes.
+    CleanMachine,
     /// A program on the PATH, and the package it comes from.
     Program(&'static str, &'static str),
     /// A file, and the package it comes from.
@@ -62,6 +65,8 @@ impl Need {
                 Err(error) => Some(format!("KVM could not be tried: {error:#}")),
             },
             Need::Root => (!is_root()).then(|| "needs root".to_string()),
+            Need::CleanMachine => (!container::root().exists())
+                .then(|| "no root file system; run ci/setup as root".to_string()),
             Need::Program(program, package) => find_program(program)
                 .is_none()
                 .then(|| format!("{program} is not installed (package {package})")),
