@@ -29,7 +29,8 @@ pub struct Container {
 impl Container {
     /// Boots one that sees our directory `files` as `/mnt`.
     pub fn boot(dir: &Path, files: &Path) -> Result<Self> {
-        let groups = Groups::new(dir)?;
+        let name = dir.file_name().context("no name")?.to_string_lossy();
+        let groups = Groups::new(&name)?;
         let shell = Path::new("/bin/sh");
         let process = Process::start(dir, "container", shell, Lifetime::Owner, |command| {
             let join = "while [ \"$1\" != -- ]; do echo $$ >\"$1/cgroup.procs\"; shift; done";
@@ -39,7 +40,7 @@ impl Container {
             command.args(["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]);
             command.args(["systemd-nspawn", "--boot", "--volatile=overlay"]);
             command.args(["--register=no", "--keep-unit", "--private-network"]);
-            command.args(["--console=pipe", "--machine=tandem-test"]);
+            command.args(["--console=pipe", &format!("--machine={name}")]);
             command.arg(format!("--directory={}", root().display()));
             command.arg(format!("--bind-ro={}:/mnt", files.display()));
         })?;
@@ -125,8 +126,7 @@ fn find_init(holder: u32) -> Option<u32> {
 struct Groups(Vec<PathBuf>);
 
 impl Groups {
-    fn new(dir: &Path) -> Result<Self> {
-        let name = dir.file_name().context("no name")?;
+    fn new(name: &str) -> Result<Self> {
         let mut groups = Self(vec![]);
         for line in std::fs::read_to_string("/proc/self/mounts")?.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
