@@ -35,7 +35,7 @@ impl Container {
         let process = Process::start(dir, "container", shell, Lifetime::Owner, |command| {
             let join = "while [ \"$1\" != -- ]; do echo $$ >\"$1/cgroup.procs\"; shift; done";
             command.args(["-ec", &format!("{join}; shift; exec \"$@\""), "sh"]);
-            command.args(&groups.0).arg("--");
+            command.args(&groups.dirs).arg("--");
             // Its own numbers for processes: when the first of them ends, the kernel ends all.
             command.args(["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]);
             command.args(["systemd-nspawn", "--boot", "--volatile=overlay"]);
@@ -123,11 +123,18 @@ fn find_init(holder: u32) -> Option<u32> {
 /// Control groups for one container, so that two of them do not meet: in version 2, and in the
 /// hierarchy that systemd has for itself where version 1 is in use.
 #[derive(Debug)]
-struct Groups(Vec<PathBuf>);
+struct Groups {
+    /// Also the container's.
+    name: String,
+    dirs: Vec<PathBuf>,
+}
 
 impl Groups {
     fn new(name: &str) -> Result<Self> {
-        let mut groups = Self(vec![]);
+        let mut groups = Self {
+            name: name.to_string(),
+            dirs: vec![],
+        };
         for line in std::fs::read_to_string("/proc/self/mounts")?.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             let [_, at, kind, options, ..] = fields[..] else {
@@ -138,7 +145,7 @@ impl Groups {
                 let group = Path::new(at).join(name);
                 std::fs::create_dir(&group)
                     .with_context(|| format!("making {}", group.display()))?;
-                groups.0.push(group);
+                groups.dirs.push(group);
             }
         }
         Ok(groups)
@@ -147,7 +154,7 @@ impl Groups {
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        for group in &self.0 {
+        for group in &self.dirs {
             // A process that was killed leaves its group a moment later.
             let gone = || {
                 remove_group(group);
@@ -157,6 +164,8 @@ impl Drop for Groups {
                 super::say(&format!("      {}: {error}", group.display()));
             }
         }
+        // systemd-nspawn had no time to remove this.
+        let _ = std::fs::remove_dir(Path::new("/run/systemd/nspawn/propagate").join(&self.name));
     }
 }
 
