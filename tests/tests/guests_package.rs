@@ -386,16 +386,33 @@ fn upgrade(host: &Host, vms: &mut Vms) -> Result<()> {
     wait_connected(host, "desk")
 }
 
-/// What docs/service.md says can be typed here.
+/// The blocks of docs/service.md in a language.
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let rest = text.split(&format!("```{language}\n")).collect::<Vec<_>>();
+    let blocks = rest.into_iter().skip(1);
+    blocks.flat_map(|rest| rest.split("```").next()).collect()
+}
+
+/// All of docs/service.md: what can be typed here is, and the rest is what this test does otherwise.
 fn documented(host: &Host) -> Result<()> {
     host.tandem(&["port", "remove", "web1"])?;
     host.container.run(&["groupadd", "libvirt-qemu"])?;
     let text = std::fs::read_to_string(source_root().join("docs/service.md"))?;
-    let blocks = text.split("```sh\n").skip(1);
-    let blocks: Vec<&str> = blocks.flat_map(|rest| rest.split("```").next()).collect();
-    ensure!(blocks.len() >= 4, "few commands in docs/service.md");
-    for block in blocks {
+    let typed = blocks(&text, "sh");
+    ensure!(typed.len() >= 4, "few commands in docs/service.md");
+    for block in typed {
         host.container.sh(block)?;
+    }
+    let others = blocks(&text, "console").concat();
+    for line in others.lines() {
+        let known = [
+            "ci/package",
+            "apt ",
+            "virsh ",
+            "/usr/lib/libvirt/virt-aa-helper ",
+        ];
+        let known = known.iter().any(|start| line.starts_with(start));
+        ensure!(known, "nobody runs: {line}");
     }
     // A member of the group, as the text has it.
     let member = "setpriv --reuid=nobody --regid=nogroup --groups=tandem -- tandem status";
@@ -405,6 +422,43 @@ fn documented(host: &Host) -> Result<()> {
     let words = String::from_utf8_lossy(&other.stderr).into_owned();
     ensure!(words.contains("join the group tandem"), "{words}");
     Ok(())
+}
+
+/// libvirt lets a confined guest at the port's socket, in the words of docs/service.md.
+#[test]
+fn libvirts_apparmor_helper_allows_the_socket() -> Result<()> {
+    const HELPER: &str = "/usr/lib/libvirt/virt-aa-helper";
+    let name = "guests_package::libvirts_apparmor_helper_allows_the_socket";
+    scenario(
+        name,
+        &[Need::File(HELPER, "libvirt-daemon-system")],
+        |lab| {
+            let readme = std::fs::read_to_string(source_root().join("README.md"))?;
+            let start = readme.find("    <interface ").context("no interface")?;
+            let (interface, _) = readme[start..]
+                .split_once("</interface>")
+                .context("its end")?;
+            let uuid = "7a1d7f8e-0b5e-4a53-9a3a-2f2f0e0b9c11";
+            let file = lab.path().join("web.xml");
+            let domain = format!(
+                "<domain type='kvm'><name>web</name><uuid>{uuid}</uuid><memory>262144</memory>
+            <os><type arch='x86_64' machine='q35'>hvm</type></os>
+            <devices>{interface}</interface></devices></domain>"
+            );
+            std::fs::write(&file, domain)?;
+            let output = Command::new(HELPER)
+                .args(["--dryrun", "--create", "--uuid", &format!("libvirt-{uuid}")])
+                .stdin(std::fs::File::open(&file)?)
+                .output()?;
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            let line = "\"/run/tandem/web1.sock\" rw,";
+            ensure!(said.contains(line), "{said}");
+            let text = std::fs::read_to_string(source_root().join("docs/service.md"))?;
+            ensure!(text.contains(line), "docs/service.md says otherwise");
+            Ok(())
+        },
+    )
 }
 
 /// What is left is configuration and state, and not even that of a purge.
