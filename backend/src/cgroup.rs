@@ -46,7 +46,8 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Moves this process one level down, if the group that it is in was delegated to it.
+    /// Moves this process, and what else is in its group, one level down, if that group was
+    /// delegated to it.
     pub(crate) fn of_this_process() -> Self {
         let own = own_group().filter(|dir| is_delegated(dir));
         let main = own.and_then(|own| match move_down(&own) {
@@ -94,7 +95,7 @@ fn move_down(own: &Path) -> io::Result<PathBuf> {
             return Ok(main);
         }
         for process in processes.lines() {
-            match fs::write(main.join("cgroup.procs"), process) {
+            match write(&main.join("cgroup.procs"), process) {
                 // It has just ended.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 result => result?,
@@ -117,7 +118,13 @@ fn remove_leftovers(own: &Path, main: &Path) {
         }
     }
     let _ = fs::remove_dir(main);
-    let _ = fs::write(own.join("cgroup.subtree_control"), "-cpu");
+    let _ = write(&own.join("cgroup.subtree_control"), "-cpu");
+}
+
+/// Writes to a file of the kernel's, which is there: nothing is made or cut short.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(file)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -131,7 +138,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 fn enable_cpu(dir: &Path) -> io::Result<()> {
     let controllers = fs::read_to_string(dir.join("cgroup.controllers"))?;
     if controllers.split_whitespace().any(|name| name == "cpu") {
-        fs::write(dir.join("cgroup.subtree_control"), "+cpu")?;
+        write(&dir.join("cgroup.subtree_control"), "+cpu")?;
     }
     Ok(())
 }
@@ -147,7 +154,7 @@ impl Group {
         let dir = main.join(format!("{PREFIX}{vm}"));
         make_dir(&dir)?;
         let group = Self { dir };
-        fs::write(group.dir.join("cgroup.type"), "threaded")?;
+        write(&group.dir.join("cgroup.type"), "threaded")?;
         // Not before: a group with processes and without threaded ones below may not have it.
         enable_cpu(main)?;
         Ok(group)
@@ -158,7 +165,7 @@ impl Group {
     /// # Errors
     /// Those of writing `cgroup.threads`.
     pub(crate) fn join(&self) -> io::Result<()> {
-        fs::write(self.dir.join("cgroup.threads"), "0")
+        write(&self.dir.join("cgroup.threads"), "0")
     }
 }
 

@@ -51,6 +51,8 @@ pub struct EngineOptions {
     pub switches: BTreeMap<String, SwitchConfig>,
     /// Who is told what happens.
     pub events: Arc<Events>,
+    /// Where the threads of VMs are put.
+    pub(crate) groups: Arc<Groups>,
 }
 
 /// Starts the switch, without ports.
@@ -65,7 +67,7 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         .collect();
     crate::sys::install_interrupt()
         .map_err(|e| Refused::new(RefusedKind::System, e.to_string(), "see the kernel's log"))?;
-    let workers = Workers::new(options.cpus.clone(), Groups::of_this_process());
+    let workers = Workers::new(options.cpus.clone(), Arc::clone(&options.groups));
     let threads = |e: io::Error| {
         Refused::new(
             RefusedKind::System,

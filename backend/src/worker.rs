@@ -402,7 +402,7 @@ fn sleep(shared: &Shared, pairs: &[PairRef]) -> Woken {
 /// The threads of all VMs.
 pub(crate) struct Workers {
     cpus: Vec<usize>,
-    groups: Groups,
+    groups: Arc<Groups>,
     vms: Mutex<BTreeMap<String, Vm>>,
 }
 
@@ -416,7 +416,7 @@ struct Vm {
 
 impl Workers {
     /// Threads run on `cpus`, those of a VM in a group of `groups`.
-    pub(crate) fn new(cpus: Vec<usize>, groups: Groups) -> Self {
+    pub(crate) fn new(cpus: Vec<usize>, groups: Arc<Groups>) -> Self {
         Self {
             cpus,
             groups,

@@ -18,6 +18,7 @@ pub use dirs::default_run_dir;
 pub use program::CAPABILITIES;
 
 use crate::api::{self, ApiSocket};
+use crate::cgroup::Groups;
 use crate::config::check::{among, port as check_port};
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
 use crate::control::{Base, Control, Refused, RefusedKind, Reloaded, Setup};
@@ -62,6 +63,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         run_dir: run_dir.clone(),
         cpus,
         switches: config.switches.clone(),
+        groups: Arc::new(Groups::of_this_process()),
     };
     let engine = engine::start(options).map_err(one)?;
     let again = run_dir.clone();
