@@ -21,6 +21,7 @@ use tandem_uplink::{Now, PortId, Switch};
 
 use crate::bell;
 use crate::cgroup::Groups;
+use crate::broker::Broker;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
 use crate::events::{Event, EventKind, Events};
@@ -53,6 +54,8 @@ pub struct EngineOptions {
     pub events: Arc<Events>,
     /// Where the threads of VMs are put.
     pub(crate) groups: Arc<Groups>,
+    /// Who does what takes privilege.
+    pub broker: Arc<Broker>,
 }
 
 /// Starts the switch, without ports.

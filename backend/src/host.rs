@@ -56,6 +56,7 @@ impl HostThread {
             if let Err(e) = crate::cpus::pin(&cpus) {
                 log::warn!("the thread's CPUs cannot be set: {e}");
             }
+            crate::sandbox::enter_data_path();
             run(&mine, &tap, forwarder);
         })?;
         Ok(Self {

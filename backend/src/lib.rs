@@ -2,6 +2,7 @@
 
 pub mod api;
 mod bell;
+pub mod broker;
 mod cgroup;
 pub mod cli;
 pub mod client;
@@ -14,6 +15,7 @@ pub mod events;
 mod host;
 pub mod metrics;
 pub mod port;
+mod sandbox;
 pub mod spread;
 pub mod status;
 pub mod store;

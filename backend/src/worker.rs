@@ -230,6 +230,7 @@ impl Worker {
                 warn!("the thread's CPUs cannot be set: {e}");
             }
             let _ = (mine.thread).set(rustix::thread::gettid().as_raw_nonzero().get());
+            crate::sandbox::enter_data_path();
             run(&mine);
         })?;
         Ok(Self {

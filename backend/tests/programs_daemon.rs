@@ -118,7 +118,7 @@ fn a_hang_up_reads_the_file_again() {
     };
     are(&[("line", 1500), ("old", 1500), ("web1", 2000)]);
     fs::write(&path, "[port.web1]\nmtu = 3000\n[port.new]\n").unwrap();
-    reload(&daemon);
+    daemon.reload();
     let after = [("line", 1500), ("new", 1500), ("web1", 3000)];
     are(&after);
     assert!(daemon.path("run/new.sock").exists() && !daemon.path("run/old.sock").exists());
@@ -130,11 +130,11 @@ fn a_hang_up_reads_the_file_again() {
         "[prot.x]\n",
     ] {
         fs::write(&path, text).unwrap();
-        reload(&daemon);
+        daemon.reload();
         are(&after);
     }
     drop(dir);
-    reload(&daemon);
+    daemon.reload();
     are(&after);
     daemon.stop();
 }

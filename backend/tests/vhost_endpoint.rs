@@ -9,11 +9,12 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
+use tandem::broker::Broker;
 use tandem::vhost::{Endpoint, EndpointError, Source};
 use vhost_support::*;
 
 fn open(dir: &Path, source: Source) -> Result<Endpoint, EndpointError> {
-    Endpoint::open("p", dir, source, MockDevice::new(1))
+    Endpoint::open("p", dir, source, MockDevice::new(1), &Broker::in_process())
 }
 
 fn at(path: &Path) -> Source {
@@ -180,7 +181,9 @@ fn where_the_vmm_listens_we_connect_again_and_again() {
     let path = dir.path().join("vmm.sock");
     let device = MockDevice::new(1);
     let source = Source::Connect { path: path.clone() };
-    let endpoint = Endpoint::open("p", dir.path(), source, Arc::clone(&device) as _).unwrap();
+    let broker = Broker::in_process();
+    let device_too = Arc::clone(&device) as _;
+    let endpoint = Endpoint::open("p", dir.path(), source, device_too, &broker).unwrap();
     let reason = endpoint.status().reason.unwrap();
     assert!(reason.contains("none listens at"), "{reason}");
     for n in 1..=3 {

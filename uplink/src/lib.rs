@@ -23,7 +23,7 @@ pub mod team;
 mod clock;
 
 pub use clock::Now;
-pub use nic::tap::{Tap, TapError};
+pub use nic::tap::{Tap, TapDevice, TapError};
 pub use policy::storm::StormLimit;
 pub use policy::vlan::{Vid, VlanError, VlanPolicy, VlanSet};
 pub use switch::{Forwarder, Outlet, PortId, PortPolicy, PortSpec, Switch, SwitchConfig};

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use tandem::broker;
 use tandem::cli::usage;
 use tandem::daemon::{self, Args, CAPABILITIES};
 
@@ -10,6 +11,12 @@ fn main() -> ExitCode {
     if std::env::args_os().any(|word| word == "--print-capabilities") {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
+    }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == broker::ARGUMENT)
+    {
+        return broker::run();
     }
     let args = match Args::read(std::env::args_os()) {
         Ok(args) => args,

@@ -45,9 +45,30 @@ pub struct Args {
     /// The same on an inherited socket that listens or is connected
     #[arg(long, value_name = "FD", conflicts_with = "port", value_parser = clap::value_parser!(i32).range(3..))]
     pub fd: Option<i32>,
+    /// Give up what is not needed once it runs: capabilities, system calls, files [default: on]; off
+    /// is for debuggers
+    #[arg(
+        long,
+        value_enum,
+        value_name = "on|off",
+        default_value = "on",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub sandbox: Sandbox,
     /// Print what this back-end program can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+/// Whether the daemon gives up what it does not need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sandbox {
+    /// It does, as far as the kernel lets it.
+    #[default]
+    On,
+    /// It keeps all it was started with.
+    Off,
 }
 
 impl Args {

@@ -61,7 +61,7 @@ pub(super) fn default_state_dir() -> Result<PathBuf, Refused> {
 /// removed again when dropped, if it is empty.
 #[derive(Debug)]
 pub(super) struct OwnDir {
-    _made: Made,
+    made: Made,
     _lock: File,
 }
 
@@ -83,10 +83,7 @@ impl OwnDir {
             return Err(system(io::ErrorKind::NotADirectory.into()));
         }
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                _made: made,
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Self { made, _lock: lock }),
             Err(TryLockError::WouldBlock) => {
                 let reason = format!("another tandemd uses {}", path.display());
                 let remedy = "stop it, or choose another directory";
@@ -94,6 +91,11 @@ impl OwnDir {
             }
             Err(TryLockError::Error(error)) => Err(system(error)),
         }
+    }
+
+    /// The directories in which some were made that will be removed again.
+    pub(super) fn made_in(&self) -> impl Iterator<Item = &Path> {
+        self.made.0.iter().filter_map(|dir| dir.parent())
     }
 }
 

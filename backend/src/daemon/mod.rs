@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod confine;
 mod dirs;
 mod notify;
 mod program;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub use args::Args;
+pub use args::{Args, Sandbox};
 pub use dirs::default_run_dir;
 pub use program::CAPABILITIES;
 
@@ -45,8 +46,8 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let (run_dir, state_dir) = args.dirs().map_err(one)?;
     let sources = Sources::read(args)?;
 
-    let _run = OwnDir::take(&run_dir, 0o755, "--run-dir").map_err(one)?;
-    let _state = (state_dir != run_dir)
+    let run = OwnDir::take(&run_dir, 0o755, "--run-dir").map_err(one)?;
+    let state = (state_dir != run_dir)
         .then(|| OwnDir::take(&state_dir, 0o700, "--state-dir"))
         .transpose()
         .map_err(one)?;
@@ -54,16 +55,20 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let overlay = store.load()?;
     let (config, base) = sources.build(&overlay, &run_dir)?;
     let cpus = data_cpus(args).map_err(one)?;
+    let broker = confine::broker(args).map_err(one)?;
     let socket = ApiSocket::open(&run_dir).map_err(one)?;
     let metrics = args.metrics_listen.map(metrics_listener).transpose();
     let metrics = metrics.map_err(one)?;
     let events = Arc::<Events>::default();
+    // Threads are started from here on, and none has more than what is left now.
+    confine::confine(args, [Some(&run), state.as_ref()], &[&run_dir, &state_dir]).map_err(one)?;
     let options = EngineOptions {
         events: Arc::clone(&events),
         run_dir: run_dir.clone(),
         cpus,
         switches: config.switches.clone(),
         groups: Arc::new(Groups::of_this_process()),
+        broker,
     };
     let engine = engine::start(options).map_err(one)?;
     let again = run_dir.clone();

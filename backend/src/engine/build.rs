@@ -100,6 +100,7 @@ impl Core {
             &self.options.run_dir,
             self.source(config)?,
             device,
+            &self.options.broker,
         )
         .map_err(|e| not_opened(&e))?;
         undo_workers.keep();
@@ -151,10 +152,8 @@ impl Core {
         switch: &Arc<Switch>,
         tap: &str,
     ) -> Result<Port, Refused> {
-        let tap = Arc::new(Tap::open(tap, config.mtu).map_err(|e| no_tap("tap", &e))?);
-        if let Some(mac) = config.mac {
-            tap.set_mac(mac).map_err(|e| no_tap("mac", &e))?;
-        }
+        let device = self.options.broker.tap(tap, config.mtu, config.mac);
+        let tap = Arc::new(Tap::new(tap, device.map_err(|e| no_tap(&e))?));
         let from_vm = Arc::clone(tap.from_vm());
         let id = add_to(switch, config, from_vm, tap.clone(), Vec::new())?;
         let undo_switch = Undo::new(|| {
@@ -246,13 +245,13 @@ fn not_opened(e: &EndpointError) -> Refused {
     refused(kind, key, &e.to_string())
 }
 
-/// `key` is the setting that was being applied.
-fn no_tap(key: &str, e: &TapError) -> Refused {
+fn no_tap(e: &TapError) -> Refused {
     let (kind, key) = match e {
         TapError::BadName(_) => (RefusedKind::Invalid, "tap"),
         TapError::BadMtu { .. } => (RefusedKind::Invalid, "mtu"),
         TapError::Busy(_) | TapError::NotATap(_) => (RefusedKind::Conflict, "tap"),
         TapError::NoTun | TapError::NotPermitted(_) | TapError::Io { .. } => {
+            let key = if e.is_about_mac() { "mac" } else { "tap" };
             (RefusedKind::System, key)
         }
     };
@@ -402,27 +401,20 @@ mod tests {
                 RefusedKind::System,
                 "socket",
             ),
+            (no_tap(&TapError::Busy(tap())), RefusedKind::Conflict, "tap"),
             (
-                no_tap("tap", &TapError::Busy(tap())),
-                RefusedKind::Conflict,
-                "tap",
-            ),
-            (
-                no_tap("tap", &TapError::BadMtu { name, mtu: 67 }),
+                no_tap(&TapError::BadMtu { name, mtu: 67 }),
                 RefusedKind::Invalid,
                 "mtu",
             ),
             (
-                no_tap(
-                    "mac",
-                    &TapError::Io {
-                        name: tap(),
-                        what: "it",
-                        error: denied(),
-                    },
-                ),
+                no_tap(&TapError::Io {
+                    name: tap(),
+                    what: "it".into(),
+                    error: denied(),
+                }),
                 RefusedKind::System,
-                "mac",
+                "tap",
             ),
         ] {
             assert_eq!(

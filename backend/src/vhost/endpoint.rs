@@ -13,6 +13,7 @@ use super::device::Device;
 use super::serve::Server;
 use super::session::{RING_PACKED, Session};
 use super::socket::Gate;
+use crate::broker::Broker;
 
 /// Where the VMM is met.
 #[derive(Debug)]
@@ -120,6 +121,7 @@ pub(super) struct Shared {
     pub(super) device: Arc<dyn Device>,
     /// An eventfd that tells the thread that `state` wants something of it.
     pub(super) wake: OwnedFd,
+    pub(super) broker: Arc<Broker>,
     state: Mutex<State>,
 }
 
@@ -158,7 +160,8 @@ impl Endpoint {
     /// Opens a port's socket and starts to serve it. VMMs can connect when this returns.
     ///
     /// `name` names the port (threads carry it). `run_dir` must exist and be writable by us alone;
-    /// a socket that VMMs do not see lies there for a moment when one connects.
+    /// a socket that VMMs do not see lies there for a moment when one connects. `broker` does what
+    /// takes privilege.
     ///
     /// # Errors
     /// The socket cannot be had; nothing is left behind.
@@ -167,8 +170,9 @@ impl Endpoint {
         run_dir: &Path,
         source: Source,
         device: Arc<dyn Device>,
+        broker: &Arc<Broker>,
     ) -> Result<Self, EndpointError> {
-        let gate = Gate::open(source)?;
+        let gate = Gate::open(source, broker)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| EndpointError::Socket(e.into()))?;
         let waiting = gate.waiting_for();
@@ -180,6 +184,7 @@ impl Endpoint {
             name: name.into(),
             device,
             wake,
+            broker: Arc::clone(broker),
             state,
         });
         let server = Server::new(Arc::clone(&shared), gate, run_dir.into());

@@ -250,7 +250,7 @@ impl Door {
         regions.sort_by_key(|(region, _)| region.guest);
         let mut accepted = Vec::new();
         for (region, file) in &regions {
-            if let Err(e) = memory::check_region(&accepted, region, file, self.session.vmm) {
+            if let Err(e) = memory::check_region(&accepted, region, file, &self.session.vmm) {
                 return Ok(self.refuse(&message.header, Topic::Memory, e.to_string()));
             }
             accepted.push(*region);
@@ -270,7 +270,7 @@ impl Door {
             return Ok(self.ack(&message.header, true));
         }
         let checked = match message.fds.first() {
-            Some(file) => memory::check_region(&table, &region, file, self.session.vmm),
+            Some(file) => memory::check_region(&table, &region, file, &self.session.vmm),
             None => Err(MemoryRefused::Descriptors { regions: 1, fds: 0 }),
         };
         if let Err(e) = checked {

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
-use rustix::fs::{OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fstat, fstatfs, major, minor};
+use rustix::fs::{OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fstat, fstatfs};
 use thiserror::Error;
 
 use super::wire::u64_at;
+use crate::broker::Broker;
 
 /// File systems whose pages cannot stall us on a disk or a network (statfs(2)).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -114,12 +116,31 @@ impl RegionInfo {
     }
 }
 
-/// Judges a region that process `vmm` wants to add to `table`.
+/// Who is at the other end of a session.
+pub(super) struct Vmm {
+    /// Its process; 0 if it cannot be told.
+    pub(super) process: u32,
+    /// Who may look at it.
+    pub(super) broker: Arc<Broker>,
+}
+
+impl Vmm {
+    /// Has the VMM mapped this file for itself alone? Then the file stays empty, whatever the guest
+    /// writes, and nothing else would tell: QEMU sends it all the same with share=off.
+    fn keeps_to_itself(&self, file: impl AsFd) -> bool {
+        fstat(file).is_ok_and(|stat| {
+            self.broker
+                .is_private(self.process, stat.st_dev, stat.st_ino)
+        })
+    }
+}
+
+/// Judges a region that `vmm` wants to add to `table`.
 pub(super) fn check_region(
     table: &[RegionInfo],
     region: &RegionInfo,
     file: impl AsFd,
-    vmm: u32,
+    vmm: &Vmm,
 ) -> Result<(), MemoryRefused> {
     region.check_numbers()?;
     if table.len() >= MAX_REGIONS {
@@ -129,32 +150,10 @@ pub(super) fn check_region(
         return Err(MemoryRefused::Overlap(other.guest, region.guest));
     }
     check_file(region, &file)?;
-    if is_private(vmm, &file) {
+    if vmm.keeps_to_itself(&file) {
         return Err(MemoryRefused::Private(region.guest));
     }
     Ok(())
-}
-
-/// Has the VMM mapped this file for itself alone? Then the file stays empty, whatever the guest
-/// writes, and nothing else would tell: QEMU sends it all the same with share=off. As far as we
-/// can know: not without the right to look, nor across process namespaces.
-fn is_private(vmm: u32, file: impl AsFd) -> bool {
-    let (Ok(stat), Ok(maps)) = (fstat(file), fs::read_to_string(format!("/proc/{vmm}/maps")))
-    else {
-        return false;
-    };
-    let device = format!("{:02x}:{:02x}", major(stat.st_dev), minor(stat.st_dev));
-    let inode = stat.st_ino.to_string();
-    // start-end permissions offset device inode path (proc_pid_maps(5))
-    let mut kinds = maps.lines().filter_map(|line| {
-        let fields: Vec<_> = line.split_ascii_whitespace().take(5).collect();
-        let here =
-            fields.get(3) == Some(&device.as_str()) && fields.get(4) == Some(&inode.as_str());
-        here.then(|| fields[1].ends_with('p'))
-    });
-    kinds
-        .next()
-        .is_some_and(|first| first && kinds.all(|private| private))
 }
 
 /// Judges a dirty log as memory that starts at 0.
@@ -234,7 +233,11 @@ mod tests {
         region: RegionInfo,
         file: impl AsFd,
     ) -> Result<(), MemoryRefused> {
-        check_region(table, &region, file, std::process::id())
+        let vmm = Vmm {
+            process: std::process::id(),
+            broker: Broker::in_process(),
+        };
+        check_region(table, &region, file, &vmm)
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::door::{Door, Ended};
 use super::endpoint::{Shared, thread_name};
+use super::memory::Vmm;
 use super::session::Session;
 use super::socket::Gate;
 use super::wire::{Inbox, WireError};
@@ -110,7 +111,11 @@ impl Server {
         let name = &self.shared.name;
         let pid = sys::peer(stream).unwrap_or(0);
         log::info!("port {name}: VMM connected (process {pid})");
-        let session = Arc::new(Session::new(name, pid, Arc::clone(&self.shared.device)));
+        let vmm = Vmm {
+            process: pid,
+            broker: Arc::clone(&self.shared.broker),
+        };
+        let session = Arc::new(Session::new(name, vmm, Arc::clone(&self.shared.device)));
         session.device.connected();
         {
             let mut state = self.shared.state();

@@ -11,7 +11,7 @@ use vhost::vhost_user::message::VhostUserVirtioFeatures as VirtioFeatures;
 use vm_memory::GuestMemoryMmap;
 
 use super::device::Device;
-use super::memory::{REMEDY, RegionInfo};
+use super::memory::{REMEDY, RegionInfo, Vmm};
 use crate::sys;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: bit 30.
@@ -118,8 +118,7 @@ impl SessionInfo {
 pub(super) struct Session {
     /// The port's name.
     name: String,
-    /// The VMM's process; 0 if it cannot be told.
-    pub(super) vmm: u32,
+    pub(super) vmm: Vmm,
     pub(super) device: Arc<dyn Device>,
     info: Mutex<SessionInfo>,
     /// The front door is setting up the crate; the VMM has said nothing yet.
@@ -128,7 +127,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(name: &str, vmm: u32, device: Arc<dyn Device>) -> Self {
+    pub(super) fn new(name: &str, vmm: Vmm, device: Arc<dyn Device>) -> Self {
         let rings = vec![RingInfo::default(); 2 * usize::from(device.queue_pairs())];
         Self {
             name: name.into(),

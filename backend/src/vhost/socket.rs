@@ -5,25 +5,25 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Gid, Mode, OFlags, chmodat, chown, fchmod};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, fchmod};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
-    sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
 };
 
 use super::endpoint::{EndpointError, Source};
+use crate::broker::{Broker, Failure, SocketFile};
 use crate::sys;
 
 /// Bytes of a path that fit into a socket address with their NUL (unix(7)).
 const MAX_PATH: usize = 107;
-/// Connections that may wait to be accepted. All but one are refused anyway.
+/// Connections to the private socket that may wait: ours, and such as are let in and out again.
 const BACKLOG: i32 = 16;
 
 /// Where VMMs come from.
@@ -32,44 +32,18 @@ pub(super) enum Gate {
     Listening {
         /// Non-blocking.
         listener: UnixListener,
-        /// The file to remove in the end, if it is ours.
-        file: Option<SocketFile>,
+        /// The file to remove in the end, if it is ours, and where it is.
+        file: Option<(SocketFile, PathBuf)>,
     },
     /// We connect.
-    Connecting(PathBuf),
+    Connecting(PathBuf, Arc<Broker>),
     /// One VMM, already connected; none after it.
     Connected(RefCell<Option<UnixStream>>),
 }
 
-/// A socket's file. Dropping this removes it, unless another one is there by now.
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: PathBuf) -> io::Result<Self> {
-        let identity = identity(&path)?;
-        Ok(Self { path, identity })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|id| id == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = fs::symlink_metadata(path)?;
-    Ok((meta.dev(), meta.ino()))
-}
-
 impl Gate {
     /// Opens a port's socket.
-    pub(super) fn open(source: Source) -> Result<Self, EndpointError> {
+    pub(super) fn open(source: Source, broker: &Arc<Broker>) -> Result<Self, EndpointError> {
         match source {
             Source::Listen {
                 path,
@@ -77,11 +51,11 @@ impl Gate {
                 group,
             } => {
                 check_length(&path)?;
-                listen_at(path, permissions, group.as_deref())
+                listen_at(path, permissions, group.as_deref(), broker)
             }
             Source::Connect { path } => {
                 check_length(&path)?;
-                Ok(Self::Connecting(path))
+                Ok(Self::Connecting(path, Arc::clone(broker)))
             }
             Source::Socket(fd) => given(fd),
         }
@@ -91,7 +65,7 @@ impl Gate {
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Listening { listener, .. } => Some(listener.as_fd()),
-            Self::Connecting(_) | Self::Connected(_) => None,
+            Self::Connecting(..) | Self::Connected(_) => None,
         }
     }
 
@@ -103,7 +77,7 @@ impl Gate {
                 Err(e) if is_transient(&e) => return Ok(None),
                 Err(e) => return Err(e),
             },
-            Self::Connecting(path) => connect_to(path)?,
+            Self::Connecting(path, broker) => broker.connect(path)?,
             Self::Connected(stream) => match stream.take() {
                 Some(stream) => stream,
                 None => return Ok(None),
@@ -117,10 +91,10 @@ impl Gate {
     pub(super) fn waiting_for(&self) -> String {
         match self {
             Self::Listening {
-                file: Some(file), ..
+                file: Some((_, path)),
+                ..
             } => {
-                let path = file.path.display();
-                let who = fs::metadata(&file.path).map(|m| {
+                let who = fs::metadata(path).map(|m| {
                     let (uid, gid, mode) = (m.uid(), m.gid(), m.mode() & 0o777);
                     format!(
                         " (owner {uid}, group {gid}, mode {mode:04o}; a VMM that runs as another \
@@ -128,7 +102,8 @@ impl Gate {
                     )
                 });
                 format!(
-                    "no VMM is connected: start one with a vhost-user NIC at {path}{}",
+                    "no VMM is connected: start one with a vhost-user NIC at {}{}",
+                    path.display(),
                     who.unwrap_or_default()
                 )
             }
@@ -141,7 +116,7 @@ impl Gate {
                  new one"
                     .into()
             }
-            Self::Connecting(path) => {
+            Self::Connecting(path, _) => {
                 format!(
                     "no VMM is connected: none listens at {} yet",
                     path.display()
@@ -192,56 +167,27 @@ fn check_length(path: &Path) -> Result<(), EndpointError> {
     Ok(())
 }
 
-/// Listens at `path`. A socket can be connected to only once it listens, so mode and group are
-/// set before that.
-fn listen_at(path: PathBuf, mode: u32, group: Option<&str>) -> Result<Gate, EndpointError> {
-    let group = group
-        .map(|name| {
-            let unknown = || EndpointError::Group { group: name.into() };
-            sys::group_id(name).map(Gid::from_raw).ok_or_else(unknown)
-        })
-        .transpose()?;
-    let failed = |e: Errno| EndpointError::Listen {
-        path: path.clone(),
-        source: e.into(),
-    };
-    let fd = socket(SocketFlags::empty()).map_err(failed)?;
-    let address = SocketAddrUnix::new(&path).map_err(failed)?;
-    match bind(&fd, &address) {
-        Err(Errno::ADDRINUSE) => {
-            remove_stale(&path)?;
-            bind(&fd, &address).map_err(failed)?;
-        }
-        other => other.map_err(failed)?,
-    }
-    let file = SocketFile::new(path.clone()).map_err(EndpointError::Socket)?;
-    if let Some(group) = group {
-        chown(&path, None, Some(group)).map_err(failed)?;
-    }
-    let mode = Mode::from_raw_mode(mode & 0o777);
-    chmodat(rustix::fs::CWD, &path, mode, rustix::fs::AtFlags::empty()).map_err(failed)?;
-    listen(&fd, BACKLOG).map_err(failed)?;
-    Ok(Gate::Listening {
-        listener: nonblocking(fd)?,
-        file: Some(file),
-    })
-}
-
-/// Removes a socket that nobody listens at any more; anything else at `path` is somebody's.
-fn remove_stale(path: &Path) -> Result<(), EndpointError> {
-    let failed = |e: io::Error| EndpointError::Listen {
-        path: path.into(),
-        source: e,
-    };
-    let meta = fs::symlink_metadata(path).map_err(failed)?;
-    if !meta.file_type().is_socket() {
-        return Err(EndpointError::NotASocket { path: path.into() });
-    }
-    match connect_to(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
-        }
-        _ => Err(EndpointError::InUse { path: path.into() }),
+/// Listens at `path`.
+fn listen_at(
+    path: PathBuf,
+    permissions: u32,
+    group: Option<&str>,
+    broker: &Arc<Broker>,
+) -> Result<Gate, EndpointError> {
+    match broker.listen(&path, permissions, group) {
+        Ok((listener, file)) => Ok(Gate::Listening {
+            listener,
+            file: Some((file, path)),
+        }),
+        Err(Failure::InUse) => Err(EndpointError::InUse { path }),
+        Err(Failure::NotASocket) => Err(EndpointError::NotASocket { path }),
+        Err(Failure::NoGroup) => Err(EndpointError::Group {
+            group: group.unwrap_or_default().into(),
+        }),
+        Err(other) => Err(EndpointError::Listen {
+            path,
+            source: other.into(),
+        }),
     }
 }
 
@@ -252,13 +198,6 @@ fn socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
         SocketFlags::CLOEXEC | flags,
         None,
     )
-}
-
-/// Connects without ever waiting.
-fn connect_to(path: &Path) -> io::Result<UnixStream> {
-    let fd = socket(SocketFlags::NONBLOCK)?;
-    connect(&fd, &SocketAddrUnix::new(path)?)?;
-    Ok(fd.into())
 }
 
 /// A listening socket in the run directory that only we can connect to, for the one connection

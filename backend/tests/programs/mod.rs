@@ -29,6 +29,23 @@ pub(crate) fn bound(program: &str) -> Command {
     command
 }
 
+/// `command` again, started by setpriv(1) with `options` and as `program`.
+pub(crate) fn bound_as(options: &[&str], program: &str, command: &Command) -> Command {
+    let mut other = Command::new("setpriv");
+    other.args(["--pdeathsig", "KILL"]).args(options);
+    other.arg("--").arg(program);
+    // Behind setpriv's own arguments and the program.
+    other.args(command.get_args().skip(4));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => other.env(name, value),
+            None => other.env_remove(name),
+        };
+    }
+    other.stdin(Stdio::null());
+    other
+}
+
 /// `tandemd` with these arguments.
 pub(crate) fn tandemd(args: &[&str]) -> Command {
     let mut command = bound(env!("CARGO_BIN_EXE_tandemd"));
@@ -161,6 +178,10 @@ impl Daemon {
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
@@ -203,6 +224,17 @@ impl Daemon {
             "it goes on: {}",
             self.log()
         );
+    }
+
+    /// Has it read its file again; the service manager is told when it begins and when it is done.
+    pub(crate) fn reload(&self) {
+        self.signal(Signal::HUP);
+        let begun = self.notified();
+        let mut lines = begun.lines();
+        assert_eq!(lines.next(), Some("RELOADING=1"));
+        let since = lines.next().unwrap().strip_prefix("MONOTONIC_USEC=");
+        assert!(since.unwrap().parse::<u64>().unwrap() > 0);
+        assert_eq!(self.notified(), "READY=1");
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

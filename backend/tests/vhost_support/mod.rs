@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tandem::broker::Broker;
 use tandem::vhost::{Device, Endpoint, SessionStatus, Source};
 use tandem_virtio_net::memory::{DirtyLog, Memory};
 use tandem_virtio_net::ring::{Ring, RingConfig, SetupError};
@@ -317,7 +318,7 @@ pub fn listen(
         permissions: 0o600,
         group: None,
     };
-    Endpoint::open("p", dir, source, device)
+    Endpoint::open("p", dir, source, device, &Broker::in_process())
 }
 
 /// Status has no event of its own: look until it is so.

@@ -16,6 +16,7 @@ use std::{fs, io, process};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tandem::broker::Broker;
 use tandem::port::{GuestPort, GuestPortConfig};
 use tandem::vhost::{Device, Endpoint, Source};
 use tandem_uplink::{Forwarder, Now, PortId, PortSpec, Switch, SwitchConfig};
@@ -198,6 +199,7 @@ impl World {
             run_dir(),
             Source::Socket(theirs.into()),
             Arc::clone(&self.port) as Arc<dyn Device>,
+            &Broker::in_process(),
         );
         self.session = Some((endpoint.expect("a session"), Vmm::new(ours)));
         self.sessions += 1;

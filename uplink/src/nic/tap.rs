@@ -4,6 +4,7 @@
 //! theirs, so that partial checksums and segment offloads cross between host and guests as they
 //! do between guests. The kernel copies; its network stack does the rest (addresses, IPv6, DHCP).
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -34,6 +35,9 @@ const USO: u64 = 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
 const TUN_F_TCP: u32 = 1 | 2 | 4 | 8;
 /// `TUN_F_USO4`, `TUN_F_USO6` of `linux/if_tun.h`.
 const TUN_F_USO: u32 = 0x20 | 0x40;
+
+/// What was tried when a device does not take its MAC address.
+const SETTING_MAC: &str = "setting its MAC address";
 
 /// Why a TAP could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +75,62 @@ pub enum TapError {
         /// The device.
         name: String,
         /// What was tried.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The kernel's answer.
         error: io::Error,
     },
+}
+
+impl TapError {
+    /// Is it about the MAC address?
+    pub fn is_about_mac(&self) -> bool {
+        matches!(self, Self::Io { what, .. } if what == SETTING_MAC)
+    }
+}
+
+/// An open TAP device, set up. All that takes privilege is done; it may be sent to another process.
+#[derive(Debug)]
+pub struct TapDevice {
+    /// What frames are read from and written to; does not block.
+    pub file: File,
+    /// Whether the kernel takes frames that are yet to be cut into UDP packets.
+    pub uso: bool,
+}
+
+impl TapDevice {
+    /// Makes the device `name`, or attaches to it if it is there and free, and sets its link up.
+    /// `mtu` is in bytes of IP; without `mac` the kernel makes an address up.
+    ///
+    /// # Errors
+    /// [`TapError`], which says what to do.
+    pub fn open(name: &str, mtu: u16, mac: Option<Mac>) -> Result<Self, TapError> {
+        check_name(name)?;
+        let file = open_tun(name)?;
+        sys::attach_tap(&file, name, NET_HDR_LEN).map_err(|e| attach_error(name, e))?;
+        let failed = |what: &'static str| {
+            move |error| TapError::Io {
+                name: name.to_owned(),
+                what: what.into(),
+                error,
+            }
+        };
+        let uso = sys::set_offloads(&file, TUN_F_TCP | TUN_F_USO).is_ok();
+        if !uso {
+            sys::set_offloads(&file, TUN_F_TCP).map_err(failed("setting its offloads"))?;
+        }
+        sys::set_mtu(name, mtu).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => TapError::BadMtu {
+                name: name.to_owned(),
+                mtu,
+            },
+            _ => failed("setting its MTU")(error),
+        })?;
+        if let Some(mac) = mac {
+            sys::set_mac(name, mac.0).map_err(failed(SETTING_MAC))?;
+        }
+        sys::set_up(name).map_err(failed("setting its link up"))?;
+        Ok(Self { file, uso })
+    }
 }
 
 /// A TAP device of the host. It goes away when this is dropped, unless it was made persistent
@@ -95,57 +151,26 @@ impl Tap {
     /// 64 KiB.
     pub const BATCH_BYTES: usize = 512 * 1024;
 
-    /// Makes the device `name`, or attaches to it if it is there and free, and sets its link up.
-    /// `mtu` is in bytes of IP.
+    /// [`TapDevice::open`] and [`Tap::new`] in one.
     ///
     /// # Errors
     /// [`TapError`], which says what to do.
     pub fn open(name: &str, mtu: u16) -> Result<Self, TapError> {
-        check_name(name)?;
-        let file = open_tun(name)?;
-        sys::attach_tap(&file, name, NET_HDR_LEN).map_err(|e| attach_error(name, e))?;
-        let failed = |what| {
-            move |error| TapError::Io {
-                name: name.to_owned(),
-                what,
-                error,
-            }
-        };
-        let takes = if sys::set_offloads(&file, TUN_F_TCP | TUN_F_USO).is_ok() {
-            ALWAYS | USO
-        } else {
-            sys::set_offloads(&file, TUN_F_TCP).map_err(failed("setting its offloads"))?;
-            ALWAYS
-        };
-        sys::set_mtu(name, mtu).map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => TapError::BadMtu {
-                name: name.to_owned(),
-                mtu,
-            },
-            _ => failed("setting its MTU")(error),
-        })?;
-        sys::set_up(name).map_err(failed("setting its link up"))?;
-        Ok(Self {
+        Ok(Self::new(name, TapDevice::open(name, mtu, None)?))
+    }
+
+    /// A port on a device that was opened here or by another process.
+    pub fn new(name: &str, device: TapDevice) -> Self {
+        let TapDevice { file, uso } = device;
+        Self {
             file,
             name: name.to_owned(),
-            takes,
+            takes: if uso { ALWAYS | USO } else { ALWAYS },
             from_vm: Arc::default(),
             to_vm: Arc::default(),
             segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
-        })
-    }
-
-    /// Gives the device a MAC address; without, the kernel has made one up.
-    ///
-    /// # Errors
-    /// [`TapError::Io`] for an address that no device can have.
-    pub fn set_mac(&self, mac: Mac) -> Result<(), TapError> {
-        sys::set_mac(&self.name, mac.0).map_err(|error| TapError::Io {
-            name: self.name.clone(),
-            what: "setting its MAC address",
-            error,
-        })
+        }
     }
 
     /// Is its link up? Somebody else may have set it down, or removed the device.
@@ -366,7 +391,7 @@ fn open_tun(name: &str) -> Result<File, TapError> {
         Some(libc::EACCES | libc::EPERM) => TapError::NotPermitted(name.to_owned()),
         _ => TapError::Io {
             name: name.to_owned(),
-            what: "opening /dev/net/tun",
+            what: "opening /dev/net/tun".into(),
             error,
         },
     })
@@ -380,7 +405,7 @@ fn attach_error(name: &str, error: io::Error) -> TapError {
         Some(libc::EINVAL) => TapError::NotATap(name),
         _ => TapError::Io {
             name,
-            what: "making the device",
+            what: "making the device".into(),
             error,
         },
     }

@@ -206,14 +206,23 @@ fn the_device_is_up_while_it_is_held_and_goes_with_it() {
         Tap::open(tap.name(), 1500),
         Err(TapError::Busy(_))
     ));
-    tap.set_mac(Mac(GUEST)).unwrap();
-    assert_eq!(read("address").trim(), Mac(GUEST).to_string());
-    assert!(matches!(
-        tap.set_mac(Mac::BROADCAST),
-        Err(TapError::Io { .. })
-    ));
     drop((tap, host));
     assert!(!std::path::Path::new(&at).exists());
+}
+
+#[test]
+fn the_device_has_the_address_it_was_given() {
+    let Some(Lab { tap, .. }) = lab("the_device_has_the_address", 8) else {
+        return;
+    };
+    drop(tap);
+    let name = format!("tdm9-{}", std::process::id());
+    let device = TapDevice::open(&name, 1500, Some(Mac(GUEST))).unwrap();
+    let address = std::fs::read_to_string(format!("/sys/class/net/{name}/address")).unwrap();
+    assert_eq!(address.trim(), Mac(GUEST).to_string());
+    drop(device);
+    let error = TapDevice::open(&name, 1500, Some(Mac::BROADCAST)).unwrap_err();
+    assert!(error.is_about_mac(), "{error}");
 }
 
 #[test]

@@ -1,0 +1,152 @@
+//! The daemon's own lists, entered as the daemon enters them, in a process of their own.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::thread::Builder;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process};
+use vm_memory::MmapRegion;
+
+use super::*;
+
+/// Runs this test once more as the only one of a process; there, a directory that the process that
+/// waits for it makes and removes.
+fn in_a_process_of_its_own(test: &str) -> Option<PathBuf> {
+    const DIR: &str = "TANDEM_TEST_SANDBOX";
+    if let Some(dir) = std::env::var_os(DIR) {
+        return Some(dir.into());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", &format!("sandbox::tests::{test}")])
+        .env(DIR, dir.path())
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{said}");
+    let skipped = said.lines().filter(|line| line.starts_with("SKIPPED"));
+    skipped.for_each(|line| println!("{line}"));
+    None
+}
+
+fn error<T>(result: io::Result<T>, what: &str) -> i32 {
+    let error = result
+        .err()
+        .unwrap_or_else(|| panic!("{what} is not refused"));
+    error
+        .raw_os_error()
+        .unwrap_or_else(|| panic!("{what}: {error}"))
+}
+
+fn refused<T>(what: &str, result: io::Result<T>) {
+    assert_eq!(error(result, what), libc::ENOSYS, "{what}");
+}
+
+fn map(prot: i32) -> io::Result<MmapRegion<()>> {
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+    MmapRegion::build(None, 4096, prot, flags).map_err(|error| match error {
+        vm_memory::mmap::MmapRegionError::Mmap(error) => error,
+        other => io::Error::other(other),
+    })
+}
+
+#[test]
+fn a_call_that_is_not_listed_is_refused() {
+    let Some(dir) = in_a_process_of_its_own("a_call_that_is_not_listed_is_refused") else {
+        return;
+    };
+    let at = |name: &str| dir.join(name);
+    let paths = Paths {
+        own: vec![dir.clone()],
+        ..Paths::default()
+    };
+    let report = enter(&paths).unwrap();
+    assert!(report.calls.is_some(), "{report}");
+    let init = Pid::from_raw(1).unwrap();
+
+    refused("execve", Command::new("true").status());
+    refused("socket(AF_INET)", TcpListener::bind("127.0.0.1:0"));
+    refused("mmap(PROT_EXEC)", map(libc::PROT_READ | libc::PROT_EXEC));
+    refused(
+        "memfd_create",
+        memfd_create("x", MemfdFlags::CLOEXEC).map_err(Into::into),
+    );
+    refused("kill", kill_process(init, Signal::CONT).map_err(Into::into));
+    refused("mkdir", fs::create_dir(at("d")));
+    refused("symlink", symlink("/", at("l")));
+    let dumpable = rustix::process::DumpableBehavior::NotDumpable;
+    let dumpable = rustix::process::set_dumpable_behavior(dumpable);
+    refused("prctl(PR_SET_DUMPABLE)", dumpable.map_err(Into::into));
+
+    map(libc::PROT_READ | libc::PROT_WRITE).unwrap();
+    UnixStream::pair().unwrap();
+    crate::store::replace_file(&at("file"), b"text").unwrap();
+    assert_eq!(fs::read(at("file")).unwrap(), b"text");
+    fs::read("/proc/self/schedstat").unwrap();
+    let file = at("file");
+    Builder::new()
+        .spawn(move || on_the_data_path(&file))
+        .unwrap()
+        .join()
+        .unwrap();
+}
+
+/// A thread that carries frames may do less than that.
+fn on_the_data_path(file: &std::path::Path) {
+    let event = rustix::event::eventfd(1, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    enter_data_path();
+    refused("openat", fs::File::open(file));
+    refused("unlink", fs::remove_file(file));
+    refused("socketpair", UnixStream::pair());
+    refused("clone", Builder::new().spawn(|| ()));
+    refused("mmap(PROT_EXEC)", map(libc::PROT_READ | libc::PROT_EXEC));
+    rustix::io::read(&event, &mut [0; 8]).unwrap();
+    rustix::io::write(&event, &1u64.to_ne_bytes()).unwrap();
+    map(libc::PROT_READ | libc::PROT_WRITE).unwrap();
+    crate::cpus::pin(&crate::cpus::allowed().unwrap()).unwrap();
+    crate::sys::set_slice(std::time::Duration::from_micros(100)).unwrap();
+    crate::sys::add_up_time();
+}
+
+#[test]
+fn files_elsewhere_are_out_of_reach() {
+    let Some(dir) = in_a_process_of_its_own("files_elsewhere_are_out_of_reach") else {
+        return;
+    };
+    let [own, read, other] = ["own", "read", "other"].map(|name| {
+        let dir = dir.join(name);
+        fs::create_dir_all(dir.join("empty")).unwrap();
+        fs::write(dir.join("file"), "text").unwrap();
+        dir
+    });
+    let paths = Paths {
+        own: vec![own.clone()],
+        read: vec![read.clone(), "/no/such".into()],
+        made_in: vec![],
+    };
+    if enter(&paths).unwrap().landlock.is_none() {
+        return println!("SKIPPED sandbox::tests::files: this kernel has no Landlock");
+    }
+    let denied = |what: &str, result: io::Result<()>| {
+        assert_eq!(error(result, what), libc::EACCES, "{what}");
+    };
+    denied("read", fs::read("/etc/passwd").map(drop));
+    denied("read", fs::read(other.join("file")).map(drop));
+    denied("write", fs::write(other.join("new"), ""));
+    denied("write", fs::write(read.join("file"), ""));
+    denied("remove", fs::remove_file(other.join("file")));
+    denied("remove a directory", fs::remove_dir(other.join("empty")));
+    denied(
+        "listen",
+        std::os::unix::net::UnixListener::bind(other.join("s")).map(drop),
+    );
+    fs::read(read.join("file")).unwrap();
+    fs::write(own.join("file"), "changed").unwrap();
+    std::os::unix::net::UnixListener::bind(own.join("s")).unwrap();
+}
