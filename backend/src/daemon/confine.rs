@@ -10,6 +10,25 @@ use crate::broker::Broker;
 use crate::control::{Refused, RefusedKind};
 use crate::sandbox::{self, Paths};
 
+/// Refuses directories that are of use to this user only with privileges, before anything is in
+/// them.
+pub(super) fn check(args: &Args, own: &[&Path; 2]) -> Result<(), Refused> {
+    if args.sandbox == Sandbox::Off {
+        return Ok(());
+    }
+    let own = own.map(Path::to_owned);
+    let unwritable = sandbox::unwritable(&own);
+    match unwritable.map_err(|error| system("capabilities cannot be set", &error))? {
+        None => Ok(()),
+        Some((path, error)) => {
+            let path = path.display();
+            let reason = format!("{path} cannot be used without privileges: {error}");
+            let remedy = "make the daemon's user its owner, or choose another";
+            Err(Refused::new(RefusedKind::System, reason, remedy))
+        }
+    }
+}
+
 /// Who does what takes privilege: a process of its own, unless the daemon keeps its privileges.
 pub(super) fn broker(args: &Args) -> Result<Arc<Broker>, Refused> {
     match args.sandbox {
@@ -46,17 +65,7 @@ pub(super) fn confine(
     } else {
         log::info!("sandbox: {report}");
     }
-    match sandbox::unwritable(&paths.own) {
-        None => Ok(()),
-        Some((path, error)) => {
-            let reason = format!(
-                "without privileges, {} cannot be used: {error}",
-                path.display()
-            );
-            let remedy = "make the daemon's user its owner, or choose another";
-            Err(Refused::new(RefusedKind::System, reason, remedy))
-        }
-    }
+    Ok(())
 }
 
 /// Where the file is that SIGHUP reads again. Not the file alone: another one takes its place.

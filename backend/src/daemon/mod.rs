@@ -51,6 +51,8 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         .then(|| OwnDir::take(&state_dir, 0o700, "--state-dir"))
         .transpose()
         .map_err(one)?;
+    let own: [&Path; 2] = [&run_dir, &state_dir];
+    confine::check(args, &own).map_err(one)?;
     let store = Store::new(&state_dir);
     let overlay = store.load()?;
     let (config, base) = sources.build(&overlay, &run_dir)?;
@@ -61,7 +63,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let metrics = metrics.map_err(one)?;
     let events = Arc::<Events>::default();
     // Threads are started from here on, and none has more than what is left now.
-    confine::confine(args, [Some(&run), state.as_ref()], &[&run_dir, &state_dir]).map_err(one)?;
+    confine::confine(args, [Some(&run), state.as_ref()], &own).map_err(one)?;
     let options = EngineOptions {
         events: Arc::clone(&events),
         run_dir: run_dir.clone(),

@@ -240,7 +240,9 @@ fn not_opened(e: &EndpointError) -> Refused {
             }
             _ => (RefusedKind::System, "socket"),
         },
-        EndpointError::Socket(_) => (RefusedKind::System, "socket"),
+        EndpointError::Socket(_) | EndpointError::NoBroker { .. } => {
+            (RefusedKind::System, "socket")
+        }
     };
     refused(kind, key, &e.to_string())
 }

@@ -25,6 +25,20 @@ pub(super) fn keep(keep: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, sets)?)
 }
 
+/// Does something without the capabilities there are.
+pub(super) fn without<T>(something: impl FnOnce() -> T) -> io::Result<T> {
+    let now = capabilities(None)?;
+    let none = CapabilitySet::empty();
+    let without = CapabilitySets {
+        effective: none,
+        ..now
+    };
+    set_capabilities(None, without)?;
+    let done = something();
+    set_capabilities(None, now)?;
+    Ok(done)
+}
+
 /// Removes all but `keep` from the bounding set.
 fn bound(keep: CapabilitySet) -> io::Result<()> {
     for number in 0..u64::BITS {

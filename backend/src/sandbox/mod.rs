@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::thread::CapabilitySet;
 use seccompiler::BpfProgram;
 
@@ -110,13 +111,17 @@ pub(crate) fn enter_data_path() {
     }
 }
 
-/// Directories that files are kept in, and whether the daemon could still do that.
-pub(crate) fn unwritable(paths: &[PathBuf]) -> Option<(&PathBuf, io::Error)> {
-    use rustix::fs::{Access, AtFlags, CWD, accessat};
-    paths.iter().find_map(|path| {
-        let wanted = Access::WRITE_OK | Access::EXEC_OK;
-        let denied = accessat(CWD, path, wanted, AtFlags::EACCESS).err()?;
-        Some((path, denied.into()))
+/// The first of these directories in which files cannot be kept without capabilities.
+///
+/// # Errors
+/// Those of capset(2).
+pub(crate) fn unwritable(paths: &[PathBuf]) -> io::Result<Option<(&PathBuf, io::Error)>> {
+    capabilities::without(|| {
+        paths.iter().find_map(|path| {
+            let wanted = Access::WRITE_OK | Access::EXEC_OK;
+            let denied = accessat(CWD, path, wanted, AtFlags::EACCESS).err()?;
+            Some((path, denied.into()))
+        })
     })
 }
 

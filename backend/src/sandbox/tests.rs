@@ -150,3 +150,29 @@ fn files_elsewhere_are_out_of_reach() {
     fs::write(own.join("file"), "changed").unwrap();
     std::os::unix::net::UnixListener::bind(own.join("s")).unwrap();
 }
+
+/// Kernels without Landlock, and then without seccomp as well.
+#[test]
+fn an_older_kernel_is_no_error() {
+    if in_a_process_of_its_own("an_older_kernel_is_no_error").is_none() {
+        return;
+    }
+    rustix::thread::set_no_new_privs(true).unwrap();
+    let lacks = |call| assert!(filter::install_quiet(&filter::quiet(&[call]).unwrap()).unwrap());
+    lacks(libc::SYS_landlock_create_ruleset);
+    let without_landlock = |calls| Report {
+        calls,
+        landlock: None,
+    };
+    let in_a_thread = || std::thread::spawn(|| enter(&Paths::default()).unwrap()).join();
+    let all = calls::daemon().len();
+    assert_eq!(in_a_thread().unwrap(), without_landlock(Some(all)));
+    lacks(libc::SYS_seccomp);
+    let report = in_a_thread().unwrap();
+    assert_eq!(report, without_landlock(None));
+    let words = report.to_string();
+    assert!(
+        report.is_partial() && words.contains("no Landlock"),
+        "{words}"
+    );
+}

@@ -79,6 +79,14 @@ pub enum EndpointError {
         /// What the system said.
         source: io::Error,
     },
+    /// What takes privilege cannot be done any more.
+    #[error(
+        "{path} cannot be had, because tandemd's privileged process has ended: restart tandemd"
+    )]
+    NoBroker {
+        /// The path.
+        path: PathBuf,
+    },
     /// The descriptor handed over is something else.
     #[error(
         "the descriptor is not a unix stream socket that listens or is connected: hand over one of \

@@ -30,10 +30,11 @@ const BACKLOG: i32 = 16;
 pub(super) enum Gate {
     /// They connect.
     Listening {
+        /// The file to remove in the end, if it is ours, and where it is. It goes before the socket, while
+        /// no other file can have its number: fields drop in order.
+        file: Option<(SocketFile, PathBuf)>,
         /// Non-blocking.
         listener: UnixListener,
-        /// The file to remove in the end, if it is ours, and where it is.
-        file: Option<(SocketFile, PathBuf)>,
     },
     /// We connect.
     Connecting(PathBuf, Arc<Broker>),
@@ -184,6 +185,7 @@ fn listen_at(
         Err(Failure::NoGroup) => Err(EndpointError::Group {
             group: group.unwrap_or_default().into(),
         }),
+        Err(Failure::Gone) => Err(EndpointError::NoBroker { path }),
         Err(other) => Err(EndpointError::Listen {
             path,
             source: other.into(),
