@@ -66,6 +66,11 @@ impl Groups {
         }
     }
 
+    /// The group of this process, below which those of VMs are made; none if we may not make any.
+    pub(crate) fn main(&self) -> Option<&Path> {
+        self.main.as_deref()
+    }
+
     /// The group of a VM; none where there are no groups. One that a crash left behind is taken over.
     pub(crate) fn make(&self, vm: &str) -> Option<Arc<Group>> {
         let main = self.main.as_ref()?;

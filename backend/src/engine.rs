@@ -20,8 +20,8 @@ use log::{debug, warn};
 use tandem_uplink::{Now, PortId, Switch};
 
 use crate::bell;
-use crate::cgroup::Groups;
 use crate::broker::Broker;
+use crate::cgroup::Groups;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
 use crate::events::{Event, EventKind, Events};

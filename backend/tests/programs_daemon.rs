@@ -81,17 +81,6 @@ fn a_watchdog_is_fed_while_the_switch_looks_after_its_ports() {
     daemon.stop();
 }
 
-/// The service manager is told when it begins and when it is done.
-fn reload(daemon: &Daemon) {
-    daemon.signal(Signal::HUP);
-    let begun = daemon.notified();
-    let mut lines = begun.lines();
-    assert_eq!(lines.next(), Some("RELOADING=1"));
-    let since = lines.next().unwrap().strip_prefix("MONOTONIC_USEC=");
-    assert!(since.unwrap().parse::<u64>().unwrap() > 0);
-    assert_eq!(daemon.notified(), "READY=1");
-}
-
 #[test]
 fn a_hang_up_reads_the_file_again() {
     let (dir, path) = config("[port.web1]\nmtu = 2000\n[port.old]\n");

@@ -42,11 +42,12 @@ pub(super) fn broker(args: &Args) -> Result<Arc<Broker>, Refused> {
 }
 
 /// Gives up what the daemon does not need from now on. `taken` are its directories, whose paths
-/// are `own`.
+/// are `own`; `group` is the control group in which VMs get theirs.
 pub(super) fn confine(
     args: &Args,
     taken: [Option<&OwnDir>; 2],
     own: &[&Path; 2],
+    group: Option<&Path>,
 ) -> Result<(), Refused> {
     if args.sandbox == Sandbox::Off {
         log::info!("sandbox: off");
@@ -57,6 +58,7 @@ pub(super) fn confine(
         own: own.map(Path::to_owned).into(),
         read: config_dirs(args),
         made_in: made_in.map(Path::to_owned).collect(),
+        group: group.map(Path::to_owned),
     };
     let report = sandbox::enter(&paths)
         .map_err(|error| system("the sandbox cannot be entered (see --sandbox off)", &error))?;

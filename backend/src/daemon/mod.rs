@@ -62,14 +62,15 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let metrics = args.metrics_listen.map(metrics_listener).transpose();
     let metrics = metrics.map_err(one)?;
     let events = Arc::<Events>::default();
+    let groups = Arc::new(Groups::of_this_process());
     // Threads are started from here on, and none has more than what is left now.
-    confine::confine(args, [Some(&run), state.as_ref()], &own).map_err(one)?;
+    confine::confine(args, [Some(&run), state.as_ref()], &own, groups.main()).map_err(one)?;
     let options = EngineOptions {
         events: Arc::clone(&events),
         run_dir: run_dir.clone(),
         cpus,
         switches: config.switches.clone(),
-        groups: Arc::new(Groups::of_this_process()),
+        groups,
         broker,
     };
     let engine = engine::start(options).map_err(one)?;

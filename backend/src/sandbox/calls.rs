@@ -53,14 +53,14 @@ const SOCKETS: Named = calls! {
 /// To keep files, and to look at those of VMMs.
 const FILES: Named = calls! {
     SYS_faccessat SYS_faccessat2 SYS_fallocate SYS_fdatasync SYS_flock SYS_fstat SYS_fstatfs
-    SYS_fsync SYS_ftruncate SYS_getcwd SYS_getdents64 SYS_lseek SYS_newfstatat SYS_openat
+    SYS_fsync SYS_ftruncate SYS_getcwd SYS_getdents64 SYS_lseek SYS_mkdirat SYS_newfstatat SYS_openat
     SYS_pread64 SYS_pwrite64 SYS_readlinkat SYS_renameat SYS_renameat2 SYS_statx SYS_unlinkat
 };
 
 /// Older names of such calls, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const FILES_OLD: Named = calls! {
-    SYS_access SYS_lstat SYS_open SYS_readlink SYS_rename SYS_rmdir SYS_stat SYS_unlink
+    SYS_access SYS_lstat SYS_mkdir SYS_open SYS_readlink SYS_rename SYS_rmdir SYS_stat SYS_unlink
 };
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OLD: Named = calls! {};

@@ -17,6 +17,11 @@ const OWN: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
     ReadFile | WriteFile | Truncate | ReadDir | MakeReg | MakeSock | RemoveFile
 });
 
+/// In the daemon's control group.
+const GROUP: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
+    ReadFile | WriteFile | ReadDir | MakeDir | RemoveDir
+});
+
 /// Paths that the daemon goes on using. What is not there is passed over.
 #[derive(Debug, Default)]
 pub(crate) struct Paths {
@@ -26,6 +31,8 @@ pub(crate) struct Paths {
     pub(crate) read: Vec<PathBuf>,
     /// Directories from which it will remove those that it has made, once they are empty.
     pub(crate) made_in: Vec<PathBuf>,
+    /// The control group in which it makes and removes others.
+    pub(crate) group: Option<PathBuf>,
 }
 
 /// Leaves nothing but `paths`. Gives Landlock's version; none if the kernel does not have it.
@@ -34,10 +41,12 @@ pub(super) fn restrict(paths: &Paths) -> io::Result<Option<i32>> {
     // nobody holds this. So it is held for good.
     let this = PathFd::new("/proc/self").map_err(io::Error::other)?;
     let this = Box::leak(Box::new(this));
+    let group: Vec<PathBuf> = paths.group.iter().cloned().collect();
     let rules = [
         (&paths.own, OWN),
         (&paths.read, AccessFs::ReadFile.into()),
         (&paths.made_in, AccessFs::RemoveDir.into()),
+        (&group, GROUP),
     ];
     let rules = rules.into_iter().flat_map(|(paths, access)| {
         let opened = paths.iter().filter_map(|path| PathFd::new(path).ok());
