@@ -65,6 +65,8 @@ struct Meta {
 pub struct Batch {
     len: usize,
     meta: [Meta; BURST],
+    /// Why each frame was dropped where it was last, see [`Batch::end`].
+    ends: [Option<DropReason>; BURST],
     heads: Box<[Head; BURST]>,
     segments: Segments,
 }
@@ -86,6 +88,7 @@ impl Batch {
         Self {
             len: 0,
             meta: [Meta::default(); BURST],
+            ends: [None; BURST],
             heads: Box::new([Head([0; HEAD_BYTES]); BURST]),
             segments: Segments::new(BATCH_SEGMENTS, bytes),
         }
@@ -295,6 +298,80 @@ impl Batch {
         at
     }
 
+    /// Copies frame `i` from byte `at` on to the start of `out`, without vnet header. Bytes copied:
+    /// fewer than `out` has only at the end of the frame.
+    pub fn read_at(&self, i: usize, at: usize, out: &mut [u8]) -> usize {
+        let m = self.meta[i];
+        let head = self.head(i);
+        let from_head = head.get(at..).unwrap_or_default();
+        let mut done = from_head.len().min(out.len());
+        out[..done].copy_from_slice(&from_head[..done]);
+        let mut start = head.len();
+        for piece in usize::from(m.segment)..usize::from(m.segment + m.segments) {
+            if done == out.len() {
+                break;
+            }
+            let len = self.segments.len_of(piece);
+            let skip = (at + done).saturating_sub(start).min(len);
+            let n = (len - skip).min(out.len() - done);
+            self.segments
+                .read_from(piece, skip, &mut out[done..done + n]);
+            done += n;
+            start += len;
+        }
+        done
+    }
+
+    /// Why frame `i` was dropped by whoever dealt with it last; none: it was not. Kept while frames
+    /// are watched, see [`Tracepoint`](crate::Tracepoint).
+    #[inline]
+    pub fn end(&self, i: usize) -> Option<DropReason> {
+        self.ends[i]
+    }
+
+    /// Notes why frame `i` was dropped.
+    #[inline]
+    pub fn set_end(&mut self, i: usize, reason: DropReason) {
+        self.ends[i] = Some(reason);
+    }
+
+    /// Forgets what was noted.
+    #[inline]
+    pub(crate) fn forget_ends(&mut self) {
+        self.ends = [None; BURST];
+    }
+
+    /// Makes the frame that was refused last readable at the place behind the last frame, as far as
+    /// its buffers could be followed, until the next one is added. False: there is not a byte of it.
+    pub(crate) fn salvage(&mut self, f: &FrameStart, hdr_len: usize, reason: DropReason) -> bool {
+        let buffers = matches!(
+            reason,
+            DropReason::TooLong | DropReason::TooManyBuffers | DropReason::BadBuffer
+        );
+        let short = reason == DropReason::TooShort && f.frame_bytes(hdr_len) < MIN_FRAME as u64;
+        if !buffers && !short {
+            return true;
+        }
+        let pieces = f.segment..f.segment + f.segments;
+        let bytes: u64 = pieces.map(|at| self.segments.len_of(at) as u64).sum();
+        let len = bytes.saturating_sub(hdr_len as u64);
+        if len == 0 {
+            return false;
+        }
+        let mut segment = f.segment;
+        let hdr = &mut self.heads[self.len].0[HEADROOM..HEADROOM + hdr_len];
+        gather(&mut self.segments, &mut segment, hdr);
+        self.meta[self.len] = Meta {
+            start: HEADROOM as u16,
+            copied: 0,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            segment: segment as u16,
+            segments: (f.segment + f.segments - segment) as u16,
+            tag: None,
+        };
+        true
+    }
+
     /// Binds the batch to the memory that the coming frames are in. Only when it is empty.
     pub(crate) fn attach(&mut self, memory: &Memory) {
         debug_assert!(self.len == 0);
@@ -427,9 +504,6 @@ impl Batch {
             );
         }
         let tagged = head[frame_at + MACS..frame_at + MACS + 2] == TPID;
-        if tagged && len < MIN_FRAME + TAG {
-            return Err(DropReason::TooShort);
-        }
         let tci = [head[frame_at + MACS + 2], head[frame_at + MACS + 3]];
         self.meta[self.len] = Meta {
             start: HEADROOM as u16,
@@ -439,6 +513,9 @@ impl Batch {
             segments: (f.segment + f.segments - segment) as u16,
             tag: tagged.then(|| u16::from_be_bytes(tci)),
         };
+        if tagged && len < MIN_FRAME + TAG {
+            return Err(DropReason::TooShort);
+        }
         Ok(())
     }
 
@@ -563,6 +640,22 @@ mod tests {
             Err(DropReason::TooLong)
         );
         assert!(b.is_empty());
+    }
+
+    #[test]
+    fn any_part_of_a_frame_can_be_read() {
+        for n in [60, 256, 257, 1514, MAX_FRAME] {
+            let mut b = batch_of(&numbered(n), NetHdr::default());
+            b.pull_up(0, 200);
+            for at in [0, 1, 127, 128, 129, 200, 255, 300, n - 1, n, n + 1] {
+                for want in [0, 1, 4, 512, MAX_DELIVERED] {
+                    let mut out = vec![0; want];
+                    let got = b.read_at(0, at, &mut out);
+                    let rest = numbered(n).split_off(at.min(n));
+                    assert_eq!(out[..got], rest[..want.min(rest.len())], "{n} {at} {want}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod queue;
 pub mod ring;
 pub mod rx;
 pub mod spec;
+pub mod trace;
 pub mod tx;
 pub mod wire;
 
@@ -30,4 +31,5 @@ pub use counters::{Counters, DropReason};
 pub use frame::{BURST, Batch};
 pub use queue::Call;
 pub use rx::{RxQueue, Scratch};
+pub use trace::{Direction, Probe, Tracepoint};
 pub use tx::TxQueue;

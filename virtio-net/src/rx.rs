@@ -114,6 +114,20 @@ impl<'a> Work<'a> {
         self.bytes += len as u64;
         self.held += len as u64;
     }
+
+    /// Counts `frames` as dropped that frame `i` is, or would have become.
+    fn dropped(&mut self, batch: &mut Batch, i: usize, reason: DropReason, frames: u64) {
+        if frames != 0 {
+            self.counters.count_drop(reason, frames);
+            batch.set_end(i, reason);
+        }
+    }
+}
+
+fn note_ends(batch: &mut Batch, frames: &[u8], reason: DropReason) {
+    for i in frames {
+        batch.set_end(usize::from(*i), reason);
+    }
 }
 
 impl Default for RxQueue {
@@ -182,6 +196,7 @@ impl RxQueue {
         };
         if let Some(reason) = reason {
             counters.count_drop(reason, frames.len() as u64);
+            note_ends(batch, frames, reason);
             return Filled {
                 done: frames.len(),
                 ..Filled::default()
@@ -214,6 +229,7 @@ impl RxQueue {
         while let [i, rest @ ..] = &frames[work.filled.done..] {
             if self.state.is_broken() {
                 counters.count_drop(DropReason::RingBroken, 1 + rest.len() as u64);
+                note_ends(batch, &frames[work.filled.done..], DropReason::RingBroken);
                 work.filled.done = frames.len();
             } else if work.held >= HOLD_BYTES {
                 break;
@@ -301,8 +317,7 @@ impl RxQueue {
                     restore = Some(hdr);
                 }
                 treatment => {
-                    let n = batch.linearize(i, &mut scratch.frame);
-                    return self.deliver_completed(ring, hdr, n, treatment, scratch, work);
+                    return self.deliver_completed(ring, batch, i, treatment, scratch, work);
                 }
             }
         }
@@ -322,7 +337,7 @@ impl RxQueue {
             self.settle(ring, len, work);
         });
         if let Err(reason) = result {
-            work.counters.count_drop(reason, 1);
+            work.dropped(batch, i, reason, 1);
         }
         if let Some(hdr) = restore {
             // The next receiver may have negotiated other offloads.
@@ -330,18 +345,19 @@ impl RxQueue {
         }
     }
 
-    /// Delivers the frame of `len` bytes in `scratch.frame` after doing what the sender left to
-    /// do.
+    /// Delivers frame `i` after doing what the sender left to do.
     #[cold]
     fn deliver_completed<Q: Queue>(
         &mut self,
         ring: &mut Q,
-        hdr: NetHdr,
-        len: usize,
+        batch: &mut Batch,
+        i: usize,
         treatment: Treatment,
         scratch: &mut Scratch,
         work: &mut Work<'_>,
     ) {
+        let hdr = batch.hdr(i);
+        let len = batch.linearize(i, &mut scratch.frame);
         let frame = &mut scratch.frame[..len];
         work.held += len as u64;
         let Treatment::Segment { leave_partial } = treatment else {
@@ -349,12 +365,12 @@ impl RxQueue {
                 .map_err(|_| DropReason::OffloadFailed)
                 .and_then(|()| self.deliver_bytes(ring, NetHdr::default(), frame, work));
             if let Err(reason) = result {
-                work.counters.count_drop(reason, 1);
+                work.dropped(batch, i, reason, 1);
             }
             return;
         };
         let Ok(mut segmenter) = Segmenter::new(&hdr, frame, leave_partial) else {
-            work.counters.count_drop(DropReason::OffloadFailed, 1);
+            work.dropped(batch, i, DropReason::OffloadFailed, 1);
             return;
         };
         let mut left = segmenter.segments() as u64;
@@ -363,12 +379,12 @@ impl RxQueue {
         while let Some((hdr, n)) = segmenter.next(&mut scratch.segment) {
             if let Err(reason) = self.deliver_bytes(ring, hdr, &scratch.segment[..n], work) {
                 // What there is no room for now has no room a moment later: no more work on it.
-                work.counters.count_drop(reason, left);
+                work.dropped(batch, i, reason, left);
                 return;
             }
             left -= 1;
         }
-        work.counters.count_drop(DropReason::OffloadFailed, left);
+        work.dropped(batch, i, DropReason::OffloadFailed, left);
     }
 
     fn deliver_bytes<Q: Queue>(

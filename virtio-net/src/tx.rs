@@ -10,6 +10,7 @@ use crate::offload::{self, HeaderError};
 use crate::queue::{Call, QueueState};
 use crate::ring::{Queue, Ring, RingConfig, RingError, SetupError, Taken};
 use crate::spec::*;
+use crate::trace::{Direction, Tracepoint};
 use crate::wire::parse;
 
 /// The part of a ring that may be given back late.
@@ -27,6 +28,7 @@ pub struct TxQueue {
     /// Longest frame that is no segment offload.
     max_frame: usize,
     may: MaySend,
+    tracepoint: Option<Arc<Tracepoint>>,
 }
 
 /// What the driver may say in a vnet header, from the negotiated features.
@@ -71,6 +73,7 @@ impl Default for TxQueue {
             started: Box::new([FrameStart::default(); BURST]),
             max_frame: MAX_FRAME,
             may: MaySend::default(),
+            tracepoint: None,
         }
     }
 }
@@ -103,6 +106,12 @@ impl TxQueue {
         self.may = MaySend::new(config.features);
         self.max_frame = mtu.map_or(MAX_FRAME, |m| usize::from(m) + L2_BYTES);
         Ok(anew)
+    }
+
+    /// Shows the frames that it drops from now on. Those that it takes are for others to show, who know
+    /// what becomes of them.
+    pub fn set_tracepoint(&mut self, tracepoint: Arc<Tracepoint>) {
+        self.tracepoint = Some(tracepoint);
     }
 
     /// Takes up to a burst of frames from the ring into the empty `batch`, and counts them. Each
@@ -163,10 +172,26 @@ impl TxQueue {
         for f in &self.started[first..self.state.held] {
             if let Err(reason) = self.add_frame(batch, f, &mut bytes) {
                 counters.count_drop(reason, 1);
+                self.show_refused(batch, f, reason);
             }
         }
         counters.add((self.state.held - first) as u64, bytes);
         result
+    }
+
+    /// Shows a frame that [`TxQueue::drain`] leaves out to whoever watches.
+    #[cold]
+    fn show_refused(&self, batch: &mut Batch, f: &FrameStart, reason: DropReason) {
+        let Some(tracepoint) = &self.tracepoint else {
+            return;
+        };
+        if let Some(trace) = tracepoint.start(batch)
+            && batch.salvage(f, self.state.hdr_len, reason)
+        {
+            let place = batch.len();
+            batch.set_end(place, reason);
+            trace.see(Direction::FromVm, batch, &[place as u8]);
+        }
     }
 
     /// Adds a frame whose buffers were collected, if it is good, and its bytes.

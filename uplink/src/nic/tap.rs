@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tandem_virtio_net::offload::{self, Segmenter, Treatment};
 use tandem_virtio_net::spec::*;
-use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
+use tandem_virtio_net::{BURST, Batch, Counters, Direction, DropReason, Scratch, Tracepoint};
 
 use super::sys;
 use crate::{Mac, Outlet};
@@ -144,6 +144,7 @@ pub struct Tap {
     to_vm: Arc<Counters>,
     segmented_frames: AtomicU64,
     segments: AtomicU64,
+    tracepoint: Option<Arc<Tracepoint>>,
 }
 
 impl Tap {
@@ -170,7 +171,15 @@ impl Tap {
             to_vm: Arc::default(),
             segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
+            tracepoint: None,
         }
+    }
+
+    /// The same, whose frames to the host can be watched.
+    #[must_use]
+    pub fn watched(self, tracepoint: Arc<Tracepoint>) -> Self {
+        let tracepoint = Some(tracepoint);
+        Self { tracepoint, ..self }
     }
 
     /// Is its link up? Somebody else may have set it down, or removed the device.
@@ -299,9 +308,17 @@ impl Tap {
 
 impl Outlet for Tap {
     fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let trace = self.tracepoint.as_ref().and_then(|t| t.start(batch));
         let mut sent = Sent::default();
         for &i in frames {
-            sent.add(self.write(batch, i.into(), scratch));
+            let of_one = self.write(batch, i.into(), scratch);
+            if let Some(reason) = of_one.dropped() {
+                batch.set_end(i.into(), reason);
+            }
+            sent.add(of_one);
+        }
+        if let Some(trace) = trace {
+            trace.see(Direction::ToVm, batch, frames);
         }
         self.to_vm.add(sent.frames, sent.bytes);
         self.to_vm.count_drop(DropReason::HostRefused, sent.refused);
@@ -358,6 +375,15 @@ impl Sent {
                 refused: 1,
                 ..Self::default()
             },
+        }
+    }
+
+    /// Why a part of a frame was dropped, if any was.
+    fn dropped(&self) -> Option<DropReason> {
+        match (self.refused, self.offload_failed) {
+            (0, 0) => None,
+            (0, _) => Some(DropReason::OffloadFailed),
+            _ => Some(DropReason::HostRefused),
         }
     }
 

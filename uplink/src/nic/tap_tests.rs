@@ -248,3 +248,60 @@ fn what_cannot_be_had_is_said_in_words() {
     ));
     assert!(matches!(Tap::open("lo", 1500), Err(TapError::NotATap(_))));
 }
+
+/// Notes what it is shown: the frame, and why it was dropped.
+#[derive(Default, Clone)]
+struct Notes(Arc<std::sync::Mutex<Vec<Note>>>);
+
+type Note = (Vec<u8>, Option<DropReason>);
+
+impl tandem_virtio_net::Probe for Notes {
+    fn see(&self, _: std::time::SystemTime, way: Direction, batch: &Batch, frames: &[u8]) {
+        assert_eq!(way, Direction::ToVm);
+        for i in frames.iter().map(|i| usize::from(*i)) {
+            let mut bytes = vec![0; batch.frame_len(i)];
+            batch.linearize(i, &mut bytes);
+            self.0.lock().unwrap().push((bytes, batch.end(i)));
+        }
+    }
+}
+
+#[test]
+fn who_watches_sees_what_the_host_took_and_what_not() {
+    let Some(Lab { tap, host: _host }) = lab("who_watches", 8) else {
+        return;
+    };
+    let notes = Notes::default();
+    let tracepoint = Arc::new(Tracepoint::new(notes.clone()));
+    let tap = tap.watched(Arc::clone(&tracepoint));
+    let plain = NetHdr::default();
+    deliver(&tap, &[(plain, frame(60, 1))]);
+    tracepoint.turn(true);
+    // A checksum that goes where there is no frame is refused by the kernel.
+    let nowhere = NetHdr {
+        flags: NET_HDR_F_NEEDS_CSUM,
+        csum_start: 60_000,
+        ..plain
+    };
+    deliver(
+        &tap,
+        &[
+            (plain, frame(60, 2)),
+            (nowhere, frame(60, 3)),
+            (plain, frame(60, 4)),
+        ],
+    );
+    tracepoint.turn(false);
+    deliver(&tap, &[(plain, frame(60, 5))]);
+    let seen = notes.0.lock().unwrap().clone();
+    let refused = Some(DropReason::HostRefused);
+    assert_eq!(
+        seen,
+        [
+            (frame(60, 2), None),
+            (frame(60, 3), refused),
+            (frame(60, 4), None)
+        ]
+    );
+    assert_eq!(tap.to_vm().dropped(DropReason::HostRefused), 1);
+}

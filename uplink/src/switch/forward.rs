@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
+use tandem_virtio_net::{BURST, Batch, Counters, Direction, DropReason, Scratch};
 
 use super::counters::SwitchCounters;
 use super::flow_cache::FlowCache;
@@ -105,9 +105,16 @@ impl Forwarder {
             port,
             now: now.seconds(),
         };
+        let tracepoint = port.tracepoint.as_ref().filter(|_| !self.burst.deaf);
+        let trace = tracepoint.and_then(|point| point.start(batch));
         self.burst.start(batch.len());
         self.burst.judge(batch, &mut self.cache, &pipeline);
         self.burst.flood(batch, snapshot, port, now);
+        if let Some(trace) = trace {
+            // Before receivers change their tags.
+            let all: [u8; BURST] = std::array::from_fn(|i| i as u8);
+            trace.see(Direction::FromVm, batch, &all[..batch.len()]);
+        }
         self.burst.deliver(batch, snapshot, scratch);
         self.burst.count(&port.from_vm);
         switch.counts.add(self.stripe, &self.burst.counts);
@@ -154,11 +161,16 @@ impl Burst {
 
     /// Finds and carries out the verdict for each frame. Frames of one flow that follow each
     /// other share it.
-    fn judge(&mut self, batch: &Batch, cache: &mut FlowCache<L2_WORDS>, pipeline: &Pipeline<'_>) {
+    fn judge(
+        &mut self,
+        batch: &mut Batch,
+        cache: &mut FlowCache<L2_WORDS>,
+        pipeline: &Pipeline<'_>,
+    ) {
         let mut last = ([0; L2_WORDS], Judged::cached(Verdict::NONE));
         for i in 0..batch.len() {
             let Some(key) = key_of(batch.head(i), batch.tag(i)) else {
-                self.drop(DropReason::TooShort);
+                self.drop(batch, i, DropReason::TooShort);
                 continue;
             };
             if key != last.0 {
@@ -168,7 +180,7 @@ impl Burst {
                 let neighbours = &pipeline.port.neighbours;
                 neighbours.hear(batch.head(i), batch.tag(i));
             }
-            self.carry_out(i, last.1);
+            self.carry_out(batch, i, last.1);
         }
     }
 
@@ -192,7 +204,7 @@ impl Burst {
     }
 
     #[inline]
-    fn carry_out(&mut self, i: usize, judged: Judged) {
+    fn carry_out(&mut self, batch: &mut Batch, i: usize, judged: Judged) {
         for action in judged.verdict.actions() {
             match action {
                 Action::SetTag(tag) => self.tag[i] = tag,
@@ -204,7 +216,7 @@ impl Burst {
                     self.class[i] = judged.class;
                     self.floods |= 1 << i;
                 }
-                Action::Drop(reason) => self.drop(reason),
+                Action::Drop(reason) => self.drop(batch, i, reason),
                 Action::End => {}
             }
         }
@@ -220,12 +232,13 @@ impl Burst {
     }
 
     #[inline]
-    fn drop(&mut self, reason: DropReason) {
+    fn drop(&mut self, batch: &mut Batch, i: usize, reason: DropReason) {
         self.drops[reason as usize] += 1;
+        batch.set_end(i, reason);
     }
 
     /// Gives the frames to be flooded to the members of their VLANs.
-    fn flood(&mut self, batch: &Batch, snapshot: &Snapshot, port: &Port, now: Now) {
+    fn flood(&mut self, batch: &mut Batch, snapshot: &Snapshot, port: &Port, now: Now) {
         let mut left = self.floods;
         while left != 0 {
             let vid = self.class[left.trailing_zeros() as usize].vid;
@@ -242,7 +255,7 @@ impl Burst {
             let receivers = self.members.len() as u64;
             if receivers == 0 {
                 self.floods &= !frames;
-                bits(frames).for_each(|_| self.drop(DropReason::NoReceiver));
+                bits(frames).for_each(|i| self.drop(batch, i, DropReason::NoReceiver));
                 continue;
             }
             let frames = self.limit(frames, receivers, batch, port, now);
@@ -258,7 +271,7 @@ impl Burst {
     /// Drops what is over the port's storm limit; what is left of `frames`.
     ///
     /// Unknown unicast that only one port can get costs what known unicast does: no storm.
-    fn limit(&mut self, frames: u64, copies: u64, batch: &Batch, port: &Port, now: Now) -> u64 {
+    fn limit(&mut self, frames: u64, copies: u64, batch: &mut Batch, port: &Port, now: Now) -> u64 {
         let mut charged = if copies > 1 {
             frames
         } else {
@@ -270,10 +283,10 @@ impl Burst {
         if charged != 0 {
             let granted = port.storm.take(charged.count_ones(), now);
             while charged.count_ones() > granted {
-                let last = 1 << charged.ilog2();
-                charged &= !last;
-                kept &= !last;
-                self.drop(DropReason::StormLimit);
+                let last = charged.ilog2();
+                charged &= !(1 << last);
+                kept &= !(1 << last);
+                self.drop(batch, last as usize, DropReason::StormLimit);
             }
         }
         self.floods &= !(frames & !kept);

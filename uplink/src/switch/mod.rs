@@ -168,7 +168,7 @@ impl Switch {
             policy,
             (account, Arc::new(Neighbours::new(spec.neighbours))),
             spec.from_vm,
-            spec.outlet,
+            (spec.outlet, spec.tracepoint),
         )));
         self.publish(&mut control, current, ports);
         Ok(id)
@@ -209,7 +209,8 @@ impl Switch {
             let account = self.open_account(&mut control, id.slot, &policy);
             (account, Arc::default())
         };
-        let (name, from_vm, outlet) = (old.name.clone(), old.from_vm.clone(), old.outlet.clone());
+        let (name, from_vm) = (old.name.clone(), old.from_vm.clone());
+        let outlet = (old.outlet.clone(), old.tracepoint.clone());
         let mut ports = current.clone_ports();
         ports[usize::from(id.slot)] = Some(Arc::new(Port::new(
             id, name, policy, known, from_vm, outlet,

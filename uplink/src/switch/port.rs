@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tandem_virtio_net::{Batch, Counters, Scratch};
+use tandem_virtio_net::{Batch, Counters, Scratch, Tracepoint};
 
 use super::mac_table::Account;
 use super::neighbour::{Neighbour, Neighbours};
@@ -78,6 +78,8 @@ pub struct PortSpec {
     pub from_vm: Arc<Counters>,
     /// Where frames to the port go.
     pub outlet: Arc<dyn Outlet>,
+    /// Where the frames from the port, and what the switch drops of them, can be watched.
+    pub tracepoint: Option<Arc<Tracepoint>>,
 }
 
 impl PortSpec {
@@ -98,6 +100,7 @@ impl PortSpec {
             neighbours: Vec::new(),
             from_vm,
             outlet,
+            tracepoint: None,
         }
     }
 
@@ -167,7 +170,7 @@ impl Port {
         policy: PortPolicy,
         (account, neighbours): (Account, Arc<Neighbours>),
         from_vm: Arc<Counters>,
-        outlet: Arc<dyn Outlet>,
+        (outlet, tracepoint): (Arc<dyn Outlet>, Option<Arc<Tracepoint>>),
     ) -> Self {
         let PortPolicy {
             mac,
@@ -187,6 +190,7 @@ impl Port {
             neighbours,
             from_vm,
             outlet,
+            tracepoint,
         }
     }
 

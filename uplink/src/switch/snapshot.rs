@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
-use tandem_virtio_net::Counters;
+use tandem_virtio_net::{Counters, Tracepoint};
 
 use super::mac_table::{Account, random_seed};
 use super::neighbour::Neighbours;
@@ -25,6 +25,7 @@ pub(crate) struct Port {
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) from_vm: Arc<Counters>,
     pub(crate) outlet: Arc<dyn Outlet>,
+    pub(crate) tracepoint: Option<Arc<Tracepoint>>,
 }
 
 /// The ports of a switch at one time.

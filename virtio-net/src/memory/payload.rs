@@ -186,6 +186,13 @@ impl Segments {
         unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
     }
 
+    /// As [`Segments::read`], from byte `skip` of the piece on.
+    pub(crate) fn read_from(&self, at: usize, skip: usize, dst: &mut [u8]) {
+        let src = self.source(at, skip + dst.len());
+        // SAFETY: as in `read`: `source` checked that the piece has `skip` bytes and then `dst.len()`.
+        unsafe { std::ptr::copy_nonoverlapping(src.add(skip), dst.as_mut_ptr(), dst.len()) };
+    }
+
     /// The host's view of a piece, for a system call that copies it.
     pub(crate) fn io_slice(&self, at: usize) -> (*const u8, usize) {
         let len = self.len_of(at);
