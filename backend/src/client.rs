@@ -86,33 +86,72 @@ pub fn stream(
     path: &str,
     mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), ClientError> {
-    let request = Request::builder()
-        .uri(path)
-        .header(header::HOST, "tandem")
-        .body(Full::default())
-        .map_err(|error| ClientError::Broken(error.to_string()))?;
+    let request = get(path)?;
     runtime()?.block_on(async {
-        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
-        let (response, connection) = tokio::time::timeout(TIME, send(socket, request))
-            .await
-            .unwrap_or(Err(ClientError::Slow))?;
-        let _connection = Ended(connection);
-        let status = response.status();
-        let mut body = response.into_body();
-        if !status.is_success() {
-            let bytes = tokio::time::timeout(TIME, body.collect()).await;
-            let bytes = bytes.map_err(|_| ClientError::Slow)?.map_err(broken)?;
-            return answer(status, &bytes.to_bytes()).map(drop);
-        }
-        while let Some(frame) = body.frame().await {
-            if let Ok(bytes) = frame.map_err(broken)?.into_data()
-                && take(&bytes).is_break()
-            {
+        let mut stream = Stream::of(socket, request).await?;
+        while let Some(bytes) = stream.next().await? {
+            if take(&bytes).is_break() {
                 break;
             }
         }
         Ok(())
     })
+}
+
+/// An answer that comes bit by bit, for as long as this is kept.
+pub struct Stream {
+    body: Incoming,
+    _connection: Ended,
+}
+
+impl Stream {
+    /// Sends a GET.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a refusal by the daemon is one, too.
+    pub async fn get(socket: &Path, path: &str) -> Result<Self, ClientError> {
+        Self::of(socket, get(path)?).await
+    }
+
+    async fn of(socket: &Path, request: Request<Full<Bytes>>) -> Result<Self, ClientError> {
+        let (response, connection) = tokio::time::timeout(TIME, send(socket, request))
+            .await
+            .unwrap_or(Err(ClientError::Slow))?;
+        let status = response.status();
+        let stream = Self {
+            _connection: Ended(connection),
+            body: response.into_body(),
+        };
+        if status.is_success() {
+            return Ok(stream);
+        }
+        let bytes = tokio::time::timeout(TIME, stream.body.collect()).await;
+        let bytes = bytes.map_err(|_| ClientError::Slow)?;
+        let bytes = bytes.map_err(|error| ClientError::Broken(error.to_string()))?;
+        Err(refused(status, &bytes.to_bytes()))
+    }
+
+    /// What comes next; none: the daemon has ended the answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|error| ClientError::Broken(error.to_string()))?;
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn get(path: &str) -> Result<Request<Full<Bytes>>, ClientError> {
+    Request::builder()
+        .uri(path)
+        .header(header::HOST, "tandem")
+        .body(Full::default())
+        .map_err(|error| ClientError::Broken(error.to_string()))
 }
 
 /// Ends a connection's task when it is dropped.
@@ -169,16 +208,17 @@ fn unopened(socket: &Path, error: io::Error) -> ClientError {
 }
 
 fn answer(status: StatusCode, bytes: &[u8]) -> Result<String, ClientError> {
-    let text = String::from_utf8_lossy(bytes);
     if status.is_success() {
-        return Ok(text.into_owned());
+        return Ok(String::from_utf8_lossy(bytes).into_owned());
     }
-    let refusal = serde_json::from_str(&text)
+    Err(refused(status, bytes))
+}
+
+fn refused(status: StatusCode, bytes: &[u8]) -> ClientError {
+    let refusal = serde_json::from_slice(bytes)
         .ok()
         .and_then(|problem| refusal(&problem));
-    Err(ClientError::Refused(refusal.unwrap_or_else(|| {
-        format!("tandemd said {status}; see its log")
-    })))
+    ClientError::Refused(refusal.unwrap_or_else(|| format!("tandemd said {status}; see its log")))
 }
 
 /// All errors of a problem (RFC 9457) in one line.

@@ -16,11 +16,14 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hyper::body::Bytes;
 use log::{debug, warn};
 use tandem_uplink::{Now, PortId, Switch};
+use tokio::sync::mpsc::Receiver;
 
 use crate::bell;
 use crate::broker::Broker;
+use crate::capture;
 use crate::cgroup::Groups;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::control::{Engine, Refused, RefusedKind};
@@ -87,6 +90,7 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         workers,
         announcer: announcer.desk(),
         beats: AtomicU64::new(0),
+        captures: capture::Slots::default(),
         ports: Mutex::default(),
     });
     let watched = Arc::downgrade(&core);
@@ -163,6 +167,7 @@ struct Core {
     announcer: Desk,
     /// How often the `control` thread has looked after the ports.
     beats: AtomicU64,
+    captures: capture::Slots,
     ports: Mutex<BTreeMap<String, Port>>,
 }
 
@@ -352,6 +357,17 @@ impl Engine for Running {
             .values()
             .filter(|port| report::state(port).0.is_none());
         up.count()
+    }
+
+    fn capture(&self, name: &str, request: &capture::Request) -> Result<Receiver<Bytes>, Refused> {
+        let ports = lock(&self.core.ports);
+        let port = ports.get(name).ok_or_else(|| no_such_port(name))?;
+        let switch = &port.config.switch;
+        (port.captures()).start((name, switch), request, &self.core.captures)
+    }
+
+    fn end_captures(&self) {
+        (lock(&self.core.ports).values()).for_each(|port| port.captures().end());
     }
 
     fn vms(&self) -> Vec<VmUsage> {

@@ -3,6 +3,7 @@
 pub mod api;
 mod bell;
 pub mod broker;
+pub mod capture;
 mod cgroup;
 pub mod cli;
 pub mod client;

@@ -218,6 +218,11 @@ impl Page {
         }
         let help = "Frames that were dropped; only reasons that occurred";
         out.counter("tandem_port_dropped_frames", help, drops)?;
+        let active = each(|p| p.running.captures.active.into());
+        out.gauge("tandem_port_captures", "Captures of it that run", active)?;
+        let help = "Frames that captures lost, the port did not";
+        let lost = each(|p| p.running.captures.dropped_frames);
+        out.counter("tandem_port_capture_dropped_frames", help, lost)?;
         let session = |of: fn(&crate::status::SessionStatus) -> u64| {
             let ports = self.ports.iter();
             ports.filter_map(move |p| Some((labels(p), of(p.running.session.as_ref()?))))

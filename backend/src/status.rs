@@ -146,6 +146,19 @@ pub struct PortStatus {
     pub counters: PortCounters,
     /// Its queue pairs; none for a TAP.
     pub queues: Vec<QueueStatus>,
+    /// Captures of its frames.
+    #[serde(default)]
+    pub captures: CaptureStatus,
+}
+
+/// The captures of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CaptureStatus {
+    /// How many run.
+    pub active: u32,
+    /// Frames that captures lost, because who read them was too slow or the host had no CPU time for
+    /// them. The port has lost none of them.
+    pub dropped_frames: u64,
 }
 
 /// A port in the API: what was asked for and what it does.

@@ -87,6 +87,7 @@ fn the_objects_have_the_members_that_were_agreed_on() {
         "mac",
         "learned_macs",
         "addresses",
+        "captures",
         "queue_pairs",
         "mtu",
         "feature_level",

@@ -28,6 +28,16 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "tests/tests/guests_host.rs",
         "addr add {host}/24 dev {TAP}",
     ),
+    (
+        "tandem capture ",
+        "tests/tests/frontend_capture.rs",
+        "docs/capture.md",
+    ),
+    (
+        "curl -N --unix-socket /run/tandem/api.sock 'http://tandem/api/v1/ports/web1/capture",
+        "tests/tests/frontend_capture.rs",
+        "docs/capture.md",
+    ),
     ("cargo test", "ci/test", "cargo test"),
     ("cargo build", "ci/test", "cargo build"),
     ("ci/test", ".ci/run", "ci/test"),

@@ -8,6 +8,7 @@
 //! | `/api/v1/ports` | GET |
 //! | `/api/v1/ports/NAME` | GET, PUT (create or replace), PATCH (RFC 7396), DELETE |
 //! | `/api/v1/ports/NAME/reset` | POST: back to file and command line |
+//! | `/api/v1/ports/NAME/capture` | GET: pcapng until the client goes away, see docs/capture.md |
 //! | `/api/v1/switches`, `/api/v1/switches/NAME`, `/api/v1/switches/NAME/reset` | as for ports |
 //! | `/api/v1/profiles` | GET |
 //! | `/api/v1/vms` | GET |
@@ -19,6 +20,7 @@
 //!
 //! Errors are problem details (RFC 9457). Requests are bounded in size and in time.
 
+mod capture;
 mod events;
 mod ports;
 mod problem;

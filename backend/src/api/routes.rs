@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
 use super::problem::Problem;
-use super::{events, ports, reports, schema, switches};
+use super::{capture, events, ports, reports, schema, switches};
 use crate::control::{Condition, Control};
 
 /// Bytes of a request's body.
@@ -42,6 +42,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
                 .delete(ports::remove),
         )
         .route("/api/v1/ports/{name}/reset", post(ports::reset))
+        .route("/api/v1/ports/{name}/capture", get(capture::capture))
         .route("/api/v1/switches", get(switches::list))
         .route(
             "/api/v1/switches/{name}",

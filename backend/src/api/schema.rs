@@ -11,7 +11,7 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 
 use super::problem::ProblemDetails;
-use super::{events, ports, reports, switches};
+use super::{capture, events, ports, reports, switches};
 use crate::config::{PORT_KEYS, PortConfig, SWITCH_KEYS, SwitchConfig};
 use crate::events::Event;
 
@@ -86,6 +86,7 @@ fn nullable(mut schema: Value) -> Value {
         ports::patch,
         ports::remove,
         ports::reset,
+        capture::capture,
         switches::list,
         switches::show,
         switches::put,

@@ -1,5 +1,6 @@
 //! The program `tandem`: noun, verb, name, flags.
 
+mod capture;
 mod events;
 mod keys;
 mod pages;
@@ -238,6 +239,7 @@ fn command() -> Command {
         .subcommand(vm::command())
         .subcommand(switch::command())
         .subcommand(switch::profile_command())
+        .subcommand(capture::command())
         .subcommand(status::command())
         .subcommand(top::command())
         .subcommand(events::command())
@@ -251,6 +253,7 @@ fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
         Some(("vm", matches)) => vm::run(matches),
         Some(("switch", matches)) => switch::run(matches),
         Some(("profile", matches)) => switch::run_profile(matches),
+        Some(("capture", matches)) => capture::run(matches),
         Some(("status", matches)) => status::run(matches),
         Some(("top", matches)) => top::run(matches),
         Some(("events", matches)) => events::run(matches),

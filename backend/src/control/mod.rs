@@ -1,9 +1,14 @@
 //! The seam between what a user asks for and what does it.
 
+mod capturing;
 mod ports;
 #[cfg(test)]
 mod tests;
 
+use hyper::body::Bytes;
+use tokio::sync::mpsc::Receiver;
+
+use crate::capture;
 use crate::config::{PortConfig, SwitchConfig};
 use crate::events::EventKind;
 use crate::status::{PortStatus, SwitchesStatus, VmUsage};
@@ -113,6 +118,17 @@ pub trait Engine: Send + Sync {
 
     /// How many ports are up.
     fn ports_up(&self) -> usize;
+
+    /// Starts a capture of a port's frames. What comes is pcapng; it ends when the port does, or when
+    /// nobody takes it any more.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such port, `Conflict` if there are too many captures, `System` for the
+    /// rest.
+    fn capture(&self, port: &str, request: &capture::Request) -> Result<Receiver<Bytes>, Refused>;
+
+    /// Ends all captures.
+    fn end_captures(&self);
 
     /// What each VM's threads have used, by VM.
     fn vms(&self) -> Vec<VmUsage>;

@@ -133,7 +133,7 @@ pub enum Put {
 
 /// Changes ports one at a time, each whole or not at all, and answers questions about them.
 pub struct Control {
-    engine: Arc<dyn Engine>,
+    pub(super) engine: Arc<dyn Engine>,
     events: Arc<Events>,
     /// As `ports`.
     switches: RwLock<BTreeMap<String, SwitchConfig>>,

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::Receiver;
 
 use super::{
     Base, Condition, Control, Engine, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
 };
+use crate::capture;
 use crate::config::{
     Config, File, Layer, Origin, Overlay, PortConfig, Problem, SwitchConfig, add_overlay, build,
 };
@@ -141,6 +144,12 @@ impl Engine for Fake {
     fn ports_up(&self) -> usize {
         0
     }
+
+    fn capture(&self, _: &str, _: &capture::Request) -> Result<Receiver<Bytes>, Refused> {
+        Err(Refused::new(RefusedKind::NotFound, "none", "look"))
+    }
+
+    fn end_captures(&self) {}
 
     fn vms(&self) -> Vec<VmUsage> {
         Vec::new()

@@ -117,6 +117,7 @@ fn serve(
         }
         notify::send("STOPPING=1");
         events.close();
+        watched.end_captures();
     };
     let api = match api::start(runtime, socket, metrics, Arc::clone(&control), stop) {
         Ok(api) => api,

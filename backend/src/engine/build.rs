@@ -9,11 +9,12 @@ use tandem_uplink::{
     Forwarder, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, Tap, TapError, Vid,
     VlanPolicy,
 };
-use tandem_virtio_net::Counters;
+use tandem_virtio_net::{Counters, Tracepoint};
 
 use super::neighbours::{Back, NeighbourFile};
 use super::watch::Published;
 use super::{Core, Port};
+use crate::capture::Captures;
 use crate::config::{PortConfig, SocketRole, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
 use crate::host::HostThread;
@@ -29,7 +30,11 @@ pub(super) enum Outside {
         neighbours: NeighbourFile,
     },
     /// The host.
-    Host { tap: Arc<Tap>, thread: HostThread },
+    Host {
+        tap: Arc<Tap>,
+        thread: HostThread,
+        captures: Captures,
+    },
 }
 
 pub(super) fn switch(name: &str, config: &SwitchConfig) -> Switch {
@@ -72,7 +77,8 @@ impl Core {
         let file = format!("{}.neighbours", config.name);
         let neighbours = NeighbourFile::open(self.options.run_dir.join(file));
         let known = neighbours.saved();
-        let id = add_to(switch, config, Arc::clone(&port.from_vm), outlet, known)?;
+        let outside = (outlet, port.captures().tracepoint());
+        let id = add_to(switch, config, Arc::clone(&port.from_vm), outside, known)?;
         let undo_switch = Undo::new(|| {
             switch.remove_port(id);
         });
@@ -152,10 +158,13 @@ impl Core {
         switch: &Arc<Switch>,
         tap: &str,
     ) -> Result<Port, Refused> {
+        let captures = Captures::default();
         let device = self.options.broker.tap(tap, config.mtu, config.mac);
-        let tap = Arc::new(Tap::new(tap, device.map_err(|e| no_tap(&e))?));
+        let tap = Tap::new(tap, device.map_err(|e| no_tap(&e))?);
+        let tap = Arc::new(tap.watched(captures.tracepoint()));
         let from_vm = Arc::clone(tap.from_vm());
-        let id = add_to(switch, config, from_vm, tap.clone(), Vec::new())?;
+        let outside: (Arc<dyn Outlet>, _) = (tap.clone(), captures.tracepoint());
+        let id = add_to(switch, config, from_vm, outside, Vec::new())?;
         let undo_switch = Undo::new(|| {
             switch.remove_port(id);
         });
@@ -164,7 +173,11 @@ impl Core {
         let thread = HostThread::start(&config.name, Arc::clone(&tap), forwarder, cpus)
             .map_err(|e| threads(&e))?;
         undo_switch.keep();
-        let outside = Outside::Host { tap, thread };
+        let outside = Outside::Host {
+            tap,
+            thread,
+            captures,
+        };
         let switch = Arc::clone(switch);
         Ok(Port {
             config: config.clone(),
@@ -179,6 +192,7 @@ impl Core {
 
     /// Ends a port: its session first, so that nothing comes from it any more.
     pub(super) fn end(&self, port: Port) {
+        port.captures().end();
         match port.outside {
             Outside::Guest {
                 port: guest,
@@ -203,6 +217,13 @@ impl Core {
 }
 
 impl Port {
+    pub(super) fn captures(&self) -> &Captures {
+        match &self.outside {
+            Outside::Guest { port, .. } => port.captures(),
+            Outside::Host { captures, .. } => captures,
+        }
+    }
+
     /// Gives the port other settings if those that differ are the switch's business only.
     pub(super) fn change(&mut self, new: &PortConfig) -> Result<bool, Refused> {
         if !self.config.differs_in_policy_only(new) {
@@ -295,7 +316,7 @@ fn add_to(
     switch: &Switch,
     config: &PortConfig,
     from_vm: Arc<Counters>,
-    outlet: Arc<dyn Outlet>,
+    (outlet, tracepoint): (Arc<dyn Outlet>, Arc<Tracepoint>),
     neighbours: Vec<Neighbour>,
 ) -> Result<PortId, Refused> {
     let PortPolicy {
@@ -310,6 +331,7 @@ fn add_to(
         storm,
         mac_limit,
         neighbours,
+        tracepoint: Some(tracepoint),
         ..PortSpec::new(&config.name, from_vm, outlet)
     };
     switch.add_port(spec).map_err(|e| not_on_switch(&e))

@@ -23,11 +23,12 @@ pub(super) fn port(port: &Port, macs: &[Mac]) -> PortStatus {
         name: port.config.name.clone(),
         learned_macs: macs.iter().map(ToString::to_string).collect(),
         addresses: neighbours.iter().map(|n| n.ip).collect(),
+        captures: port.captures().status(),
         ..PortStatus::default()
     };
     match &port.outside {
         Outside::Guest { port, endpoint, .. } => guest(port, &endpoint.status(), status),
-        Outside::Host { tap, thread } => PortStatus {
+        Outside::Host { tap, thread, .. } => PortStatus {
             state: if host_reason(tap, thread).is_none() {
                 PortState::Up
             } else {
@@ -53,7 +54,7 @@ pub(super) fn state(port: &Port) -> (Option<String>, Option<vhost::SessionStatus
                 .any(|rings| rings.running && rings.enabled);
             (guest_reason(port, &session, carries), Some(session))
         }
-        Outside::Host { tap, thread } => (host_reason(tap, thread), None),
+        Outside::Host { tap, thread, .. } => (host_reason(tap, thread), None),
     }
 }
 

@@ -23,6 +23,7 @@ use tandem_virtio_net::spec::*;
 use tandem_virtio_net::wire::{parse, plain_flow};
 use tandem_virtio_net::{BURST, Batch, Counters, Scratch};
 
+use crate::capture::Captures;
 use crate::sys::JournalFile;
 
 pub use pair::{Pair, RingState};
@@ -90,6 +91,7 @@ pub struct GuestPort {
     /// The driver is one that we served before, and is about to be served again.
     back: AtomicBool,
     tell: OnceLock<Box<dyn Fn(Event) + Send + Sync>>,
+    captures: Captures,
 }
 
 /// What happens to a port.
@@ -108,7 +110,9 @@ pub enum Event {
 impl GuestPort {
     /// Makes the port; nothing runs yet.
     pub fn new(config: GuestPortConfig) -> Self {
-        let pairs = (0..config.queue_pairs.clamp(1, MAX_QUEUE_PAIRS)).map(|_| Pair::default());
+        let captures = Captures::default();
+        let pairs = 0..config.queue_pairs.clamp(1, MAX_QUEUE_PAIRS);
+        let pairs = pairs.map(|_| Pair::new(captures.tracepoint()));
         let seed = std::hash::RandomState::new().hash_one(&config.name);
         Self {
             pairs: pairs.collect(),
@@ -123,12 +127,18 @@ impl GuestPort {
             journal: Mutex::default(),
             back: AtomicBool::new(false),
             tell: OnceLock::new(),
+            captures,
         }
     }
 
     /// The port's name.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Captures of its frames.
+    pub(crate) fn captures(&self) -> &Captures {
+        &self.captures
     }
 
     /// Its queue pairs.

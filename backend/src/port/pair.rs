@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tandem_uplink::{Forwarder, Now};
-use tandem_virtio_net::{Batch, Call, Counters, RxQueue, Scratch, TxQueue};
+use tandem_virtio_net::{Batch, Call, Counters, Direction, RxQueue, Scratch, Tracepoint, TxQueue};
 
 use super::lock;
 use crate::bell::Bell;
@@ -44,14 +44,18 @@ pub struct Pair {
     pub calls: Arc<AtomicU64>,
     /// Times the guest's notification woke our thread.
     pub kicks: AtomicU64,
+    tracepoint: Arc<Tracepoint>,
 }
 
-impl Default for Pair {
-    fn default() -> Self {
+impl Pair {
+    /// A pair whose frames can be watched at `tracepoint`.
+    pub(super) fn new(tracepoint: Arc<Tracepoint>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut tx = TxSide::default();
+        tx.queue.set_tracepoint(Arc::clone(&tracepoint));
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            tx: Mutex::default(),
+            tx: Mutex::new(tx),
             rx: Mutex::default(),
             kick: Mutex::default(),
             wake: Mutex::default(),
@@ -61,11 +65,10 @@ impl Default for Pair {
             to_vm: Counters::default(),
             calls: Arc::default(),
             kicks: AtomicU64::new(0),
+            tracepoint,
         }
     }
-}
 
-impl Pair {
     /// Drains one burst of the pair's frames and delivers them. Frames taken; 0: nothing to do.
     pub fn serve(&self, batch: &mut Batch, scratch: &mut Scratch, now: Now) -> usize {
         let mut tx = lock(&self.tx);
@@ -137,18 +140,23 @@ impl Pair {
     pub(super) fn fill(
         &self,
         batch: &mut Batch,
-        mut frames: &[u8],
+        frames: &[u8],
         scratch: &mut Scratch,
     ) -> Segmented {
+        let trace = self.tracepoint.start(batch);
         let mut segmented = Segmented::default();
-        while !frames.is_empty() {
+        let mut left = frames;
+        while !left.is_empty() {
             let mut rx = lock(&self.rx);
-            let filled = rx.fill(batch, frames, scratch, &self.to_vm);
+            let filled = rx.fill(batch, left, scratch, &self.to_vm);
             drop(rx);
             filled.call.into_iter().for_each(|c| scratch.keep_call(c));
             segmented.frames += filled.segmented.0;
             segmented.segments += filled.segmented.1;
-            frames = &frames[filled.done..];
+            left = &left[filled.done..];
+        }
+        if let Some(trace) = trace {
+            trace.see(Direction::ToVm, batch, frames);
         }
         if self.asleep.load(Ordering::Relaxed) {
             self.expect_answer(scratch);

@@ -6,8 +6,10 @@
 //! * [`memory`]: guest memory and the dirty log;
 //! * [`driver`]: rings, buffers, and a [`driver::Nic`] to send and receive with;
 //! * [`frames`]: frames to send and an independent check of those received;
+//! * [`capture`]: `tandem capture`, and what it writes;
 //! * [`rig`]: a daemon to try it all on, [`street`]: one with a bad neighbour.
 
+pub mod capture;
 pub mod driver;
 pub mod frames;
 pub mod memory;
