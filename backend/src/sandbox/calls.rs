@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use libc::{
-    SYS_clone, SYS_clone3, SYS_fcntl, SYS_ioctl, SYS_mmap, SYS_mprotect, SYS_openat, SYS_prctl,
-    SYS_seccomp, SYS_sendto, SYS_socket, SYS_socketpair, SYS_tgkill, c_int, c_long,
+    SYS_clone, SYS_clone3, SYS_fcntl, SYS_getpriority, SYS_ioctl, SYS_mmap, SYS_mprotect,
+    SYS_openat, SYS_prctl, SYS_seccomp, SYS_sendto, SYS_setpriority, SYS_socket, SYS_socketpair,
+    SYS_tgkill, c_int, c_long,
 };
 use seccompiler::{SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompRule};
 
@@ -65,6 +66,11 @@ const FILES_OLD: Named = calls! {
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OLD: Named = calls! {};
 
+/// To say in a captured file on what system it was made.
+const CAPTURE: Named = calls! {
+    SYS_uname
+};
+
 /// To learn that the broker has ended.
 const CHILD: Named = calls! {
     SYS_wait4 SYS_waitid
@@ -87,7 +93,9 @@ const BROKER_OLD: Named = calls! {};
 
 /// The list of the daemon, for all of its threads.
 pub(super) fn daemon() -> List {
-    let mut list = any(&[LIFE, WORK, WORK_OLD, SOCKETS, FILES, FILES_OLD, CHILD]);
+    let mut list = any(&[
+        LIFE, WORK, WORK_OLD, SOCKETS, FILES, FILES_OLD, CAPTURE, CHILD,
+    ]);
     list.extend([
         masked(SYS_mmap, 2, libc::PROT_EXEC, 0),
         masked(SYS_mprotect, 2, libc::PROT_EXEC, 0),
@@ -100,6 +108,9 @@ pub(super) fn daemon() -> List {
         only(SYS_ioctl, 1, [libc::FIONBIO, libc::SIOCGIFFLAGS]),
         only(SYS_fcntl, 1, FCNTL.map(|command| command as u64)),
         only(SYS_prctl, 0, [libc::PR_SET_NAME as u64]),
+        // What makes a captured file steps back: of the thread itself.
+        only(SYS_getpriority, 1, [0]),
+        only(SYS_setpriority, 1, [0]),
         // Threads narrow their lists.
         only(SYS_seccomp, 0, [NEW_FILTER]),
     ]);
@@ -212,7 +223,7 @@ mod tests {
         let blocks: Vec<Vec<&str>> = blocks.map(|b| b.split_whitespace().collect()).collect();
         let lists = [
             [LIFE, WORK].concat(),
-            [SOCKETS, FILES, CHILD].concat(),
+            [SOCKETS, FILES, CAPTURE, CHILD].concat(),
             BROKER.to_vec(),
             [WORK_OLD, FILES_OLD, BROKER_OLD].concat(),
         ];
