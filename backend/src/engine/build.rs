@@ -37,8 +37,11 @@ pub(super) enum Outside {
     },
 }
 
+/// What `mac_limit` may be raised to.
+const MAC_ROOM: usize = 32_768;
+
 pub(super) fn switch(name: &str, config: &SwitchConfig) -> Switch {
-    Switch::new(name, sizes(config))
+    Switch::with_room(name, sizes(config), MAC_ROOM)
 }
 
 pub(super) fn sizes(config: &SwitchConfig) -> tandem_uplink::SwitchConfig {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use self::flow_cache::Budget;
-use self::mac_table::{Account, MAX_ENTRIES, MacTable, Owner};
+use self::mac_table::{Account, MacTable, Owner};
 use self::neighbour::Neighbours;
 use self::port::check_mac;
 use self::snapshot::{Port, Snapshot};
@@ -109,12 +109,17 @@ struct Control {
 impl Switch {
     /// A switch without ports.
     pub fn new(name: impl Into<String>, config: SwitchConfig) -> Self {
+        Self::with_room(name, config, config.mac_entries)
+    }
+
+    /// The same with room for `entries` addresses, up to which its limit can be raised later: 32
+    /// bytes for each.
+    pub fn with_room(name: impl Into<String>, config: SwitchConfig, entries: usize) -> Self {
         let switch = Self {
             name: name.into(),
             ageing: AtomicU16::default(),
             snapshot: ArcSwap::from_pointee(Snapshot::new(1, Vec::new())),
-            // Room for the most, a mebibyte: the limit may be raised later.
-            table: MacTable::new(MAX_ENTRIES),
+            table: MacTable::new(entries),
             counts: counters::Counts::default(),
             budget: Budget::new(config.flow_cache_bytes),
             control: Mutex::default(),
@@ -123,8 +128,8 @@ impl Switch {
         switch
     }
 
-    /// Gives it another limit of addresses and another ageing time; the rest of `config` stays what
-    /// it was made with.
+    /// Gives it another limit of addresses, as far as it has room, and another ageing time; the rest of
+    /// `config` stays what it was made with.
     pub fn configure(&self, config: SwitchConfig) {
         let seconds = config.mac_ageing.as_secs().clamp(1, 32_000) as u16;
         self.ageing.store(seconds, Ordering::Relaxed);

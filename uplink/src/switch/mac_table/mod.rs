@@ -27,7 +27,7 @@ pub(crate) use self::bucket::{MacKey, Owner, Pin};
 use crate::Mac;
 
 /// Most entries of a table: a slot's number fits 16 bits, with a third of the slots empty.
-pub(super) const MAX_ENTRIES: usize = 32_768;
+const MAX_ENTRIES: usize = 32_768;
 /// Seconds in which an address moves at most once.
 const MOVE_HOLD: u16 = 2;
 /// Most addresses for which moves are remembered.
@@ -88,9 +88,10 @@ impl MacTable {
         }
     }
 
-    /// Gives it another limit, up to the one it was made with. What it holds beyond that ages away.
+    /// Gives it another limit, as far as it has room. What it holds beyond that ages away.
     pub(crate) fn set_limit(&self, entries: usize) {
-        self.limit.store(entries.clamp(1, MAX_ENTRIES), Relaxed);
+        let room = (self.buckets.len() * WAYS).min(MAX_ENTRIES);
+        self.limit.store(entries.clamp(1, room), Relaxed);
     }
 
     /// Addresses in the table.
