@@ -548,6 +548,12 @@ impl Batch {
         result
     }
 
+    /// Leaves out the next `bytes` of [`Batch::own_room`]: where several frames were read at once,
+    /// each has its place.
+    pub fn skip_own(&mut self, bytes: usize) {
+        self.segments.skip_own(bytes);
+    }
+
     /// Takes back the frame added last: it is dropped.
     pub(crate) fn pop(&mut self) {
         self.len -= 1;

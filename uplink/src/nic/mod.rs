@@ -2,4 +2,5 @@
 
 pub mod tap;
 
+mod kernel;
 mod sys;

@@ -10,26 +10,17 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use tandem_virtio_net::offload::{self, Segmenter, Treatment};
+use tandem_virtio_net::offload::Treatment;
 use tandem_virtio_net::spec::*;
 use tandem_virtio_net::{BURST, Batch, Counters, Direction, DropReason, Scratch, Tracepoint};
 
+use super::kernel::{Offloads, Sent};
 use super::sys;
 use crate::{Mac, Outlet};
 
 /// The device through which TAPs are made.
 const TUN: &str = "/dev/net/tun";
-
-/// What the kernel takes in a frame written to a TAP, whatever else was set. As the features of
-/// a driver that receives (virtio 5.1.3).
-const ALWAYS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
-    | 1 << VIRTIO_NET_F_GUEST_TSO4
-    | 1 << VIRTIO_NET_F_GUEST_TSO6
-    | 1 << VIRTIO_NET_F_GUEST_ECN;
-/// And what a kernel takes that knows UDP segmentation (Linux 6.2).
-const USO: u64 = 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
 
 /// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`, `TUN_F_TSO_ECN` of `linux/if_tun.h`.
 const TUN_F_TCP: u32 = 1 | 2 | 4 | 8;
@@ -138,12 +129,9 @@ impl TapDevice {
 pub struct Tap {
     file: File,
     name: String,
-    /// What it takes in a frame, as a driver's features.
-    takes: u64,
     from_vm: Arc<Counters>,
     to_vm: Arc<Counters>,
-    segmented_frames: AtomicU64,
-    segments: AtomicU64,
+    offloads: Offloads,
     tracepoint: Option<Arc<Tracepoint>>,
 }
 
@@ -166,11 +154,9 @@ impl Tap {
         Self {
             file,
             name: name.to_owned(),
-            takes: if uso { ALWAYS | USO } else { ALWAYS },
             from_vm: Arc::default(),
             to_vm: Arc::default(),
-            segmented_frames: AtomicU64::new(0),
-            segments: AtomicU64::new(0),
+            offloads: Offloads::new(uso),
             tracepoint: None,
         }
     }
@@ -205,8 +191,7 @@ impl Tap {
     /// Frames that were cut up because the kernel does not take them whole, and the segments
     /// written for them.
     pub fn segmented(&self) -> (u64, u64) {
-        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        (load(&self.segmented_frames), load(&self.segments))
+        self.offloads.segmented()
     }
 
     /// Reads frames until there are none, or `batch` is full; how many. `batch` has own bytes,
@@ -240,69 +225,19 @@ impl Tap {
 
     /// Writes a frame as the kernel takes it; the frames and bytes that became of it.
     fn write(&self, batch: &mut Batch, i: usize, scratch: &mut Scratch) -> Sent {
-        let hdr = batch.hdr(i);
-        if hdr.flags | hdr.gso_type == 0 {
-            return self.write_whole(batch, i);
-        }
-        match offload::receiver_takes(&hdr, batch.head(i), self.takes) {
+        match self.offloads.treatment(batch, i) {
             Treatment::AsIs => {
-                batch.set_hdr(i, offload::delivered_header(&hdr, self.takes));
-                let sent = self.write_whole(batch, i);
+                let hdr = self.offloads.prepare(batch, i);
+                let sent = Sent::of(sys::write_frame(&self.file, batch, i), batch.frame_len(i));
                 batch.set_hdr(i, hdr);
                 sent
             }
-            Treatment::Checksum => self.write_summed(&hdr, batch, i, scratch),
-            Treatment::Segment { leave_partial } => {
-                self.write_segments(&hdr, leave_partial, batch, i, scratch)
-            }
+            treatment => self
+                .offloads
+                .complete(treatment, batch, i, scratch, |bytes| {
+                    (&self.file).write(bytes).map(drop)
+                }),
         }
-    }
-
-    fn write_whole(&self, batch: &mut Batch, i: usize) -> Sent {
-        Sent::of(sys::write_frame(&self.file, batch, i), batch.frame_len(i))
-    }
-
-    fn write_summed(&self, hdr: &NetHdr, batch: &Batch, i: usize, scratch: &mut Scratch) -> Sent {
-        let (room, _) = scratch.rooms();
-        let n = batch.linearize(i, &mut room[NET_HDR_LEN..]);
-        room[..NET_HDR_LEN].copy_from_slice(&NetHdr::default().to_bytes());
-        let frame = &mut room[NET_HDR_LEN..NET_HDR_LEN + n];
-        match offload::complete_checksum(frame, hdr.csum_start, hdr.csum_offset) {
-            Ok(()) => self.write_bytes(&room[..NET_HDR_LEN + n]),
-            Err(_) => Sent::failed(DropReason::OffloadFailed),
-        }
-    }
-
-    fn write_segments(
-        &self,
-        hdr: &NetHdr,
-        leave_partial: bool,
-        batch: &Batch,
-        i: usize,
-        scratch: &mut Scratch,
-    ) -> Sent {
-        let (whole, room) = scratch.rooms();
-        let n = batch.linearize(i, whole);
-        let Ok(mut segmenter) = Segmenter::new(hdr, &whole[..n], leave_partial) else {
-            return Sent::failed(DropReason::OffloadFailed);
-        };
-        let (mut sent, mut segments) = (Sent::default(), 0);
-        while let Some((hdr, n)) = segmenter.next(&mut room[NET_HDR_LEN..]) {
-            room[..NET_HDR_LEN].copy_from_slice(&hdr.to_bytes());
-            sent.add(self.write_bytes(&room[..NET_HDR_LEN + n]));
-            segments += 1;
-        }
-        self.segmented_frames.fetch_add(1, Ordering::Relaxed);
-        self.segments.fetch_add(segments, Ordering::Relaxed);
-        sent
-    }
-
-    /// Writes a frame with its vnet header in front.
-    fn write_bytes(&self, bytes: &[u8]) -> Sent {
-        Sent::of(
-            (&self.file).write(bytes).map(drop),
-            bytes.len() - NET_HDR_LEN,
-        )
     }
 }
 
@@ -341,57 +276,6 @@ impl AsFd for Tap {
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
-    }
-}
-
-/// What became of frames that were written.
-#[derive(Default)]
-struct Sent {
-    frames: u64,
-    bytes: u64,
-    refused: u64,
-    offload_failed: u64,
-}
-
-impl Sent {
-    fn of(result: io::Result<()>, len: usize) -> Self {
-        match result {
-            Ok(()) => Self {
-                frames: 1,
-                bytes: len as u64,
-                ..Self::default()
-            },
-            Err(_) => Self::failed(DropReason::HostRefused),
-        }
-    }
-
-    fn failed(reason: DropReason) -> Self {
-        match reason {
-            DropReason::OffloadFailed => Self {
-                offload_failed: 1,
-                ..Self::default()
-            },
-            _ => Self {
-                refused: 1,
-                ..Self::default()
-            },
-        }
-    }
-
-    /// Why a part of a frame was dropped, if any was.
-    fn dropped(&self) -> Option<DropReason> {
-        match (self.refused, self.offload_failed) {
-            (0, 0) => None,
-            (0, _) => Some(DropReason::OffloadFailed),
-            _ => Some(DropReason::HostRefused),
-        }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.frames += other.frames;
-        self.bytes += other.bytes;
-        self.refused += other.refused;
-        self.offload_failed += other.offload_failed;
     }
 }
 

@@ -1,3 +1,5 @@
+use tandem_virtio_net::offload;
+
 use super::*;
 use crate::nic::sys::PacketSocket;
 
@@ -159,7 +161,7 @@ fn offloads_the_kernel_lacks_are_done_before() {
     let Some(Lab { mut tap, host }) = lab("offloads_the_kernel_lacks", 4) else {
         return;
     };
-    tap.takes = 0;
+    tap.offloads.takes = 0;
     deliver(
         &tap,
         &[

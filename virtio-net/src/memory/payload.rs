@@ -127,6 +127,11 @@ impl Segments {
         });
     }
 
+    /// Leaves out the next `len` bytes of [`Segments::own_room`].
+    pub(crate) fn skip_own(&mut self, len: usize) {
+        self.own_used = (self.own_used + len).min(self.own.len());
+    }
+
     /// Gives back the `len` bytes of the piece that was added last by [`Segments::push_own`].
     pub(crate) fn pop_own(&mut self, len: usize) {
         self.own_used -= len;
