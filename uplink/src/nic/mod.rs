@@ -1,5 +1,6 @@
 //! The host's own network devices as ports.
 
+pub mod af_packet;
 pub mod tap;
 
 mod kernel;

@@ -7,7 +7,8 @@ use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_short, c_uint, c_ulong, ifreq};
-use tandem_virtio_net::Batch;
+use tandem_virtio_net::spec::NET_HDR_LEN;
+use tandem_virtio_net::{BURST, Batch};
 
 /// Bytes of a device name with its final zero (Linux `IFNAMSIZ`).
 pub(super) const NAME_SIZE: usize = libc::IFNAMSIZ;
@@ -134,6 +135,231 @@ pub(super) fn write_frame(file: &File, batch: &mut Batch, i: usize) -> io::Resul
     // batch is borrowed. `writev` only reads them; where a guest changes or its memory lacks a
     // page, the kernel copies what is there or returns EFAULT.
     let written = unsafe { libc::writev(file.as_raw_fd(), buffers.as_ptr(), n as c_int) };
+    if written < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Bytes of the vnet header of a packet socket: without `num_buffers` (packet(7), PACKET_VNET_HDR).
+const PACKET_HDR_LEN: usize = 10;
+/// `PACKET_IGNORE_OUTGOING` of `linux/if_packet.h`.
+const PACKET_IGNORE_OUTGOING: c_int = 23;
+/// Buffers of one call of `sendmmsg`.
+const SEND_BUFFERS: usize = 512;
+
+/// A packet socket for all frames that come in on the device `name`, and to send frames on it, with
+/// vnet headers. The device takes frames for any address from now on.
+pub(super) fn open_packet_socket(name: &str) -> io::Result<File> {
+    let request = request(name);
+    // SAFETY: the name in the request ends with a zero.
+    let index = unsafe { libc::if_nametoindex(request.ifr_name.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // With no protocol it gets nothing until it is bound, and so nothing from other devices.
+    // SAFETY: `socket` has no memory arguments.
+    let fd = checked(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: the descriptor was just made and is nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    for option in [
+        libc::PACKET_VNET_HDR,
+        libc::PACKET_AUXDATA,
+        PACKET_IGNORE_OUTGOING,
+    ] {
+        set_packet_option(&file, option, &1 as &c_int)?;
+    }
+    let membership = libc::packet_mreq {
+        mr_ifindex: index as c_int,
+        mr_type: libc::PACKET_MR_PROMISC as u16,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    set_packet_option(&file, libc::PACKET_ADD_MEMBERSHIP, &membership)?;
+    // SAFETY: `sockaddr_ll` is plain old data, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = index as c_int;
+    let len = size_of::<libc::sockaddr_ll>() as u32;
+    // SAFETY: `bind` reads `len` bytes of an address that outlives the call.
+    checked(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+    Ok(file)
+}
+
+fn set_packet_option<T>(file: &File, option: c_int, value: &T) -> io::Result<()> {
+    let len = size_of::<T>() as u32;
+    let value = (&raw const *value).cast();
+    // SAFETY: `setsockopt` reads `len` bytes of a value that outlives the call.
+    checked(unsafe { libc::setsockopt(file.as_raw_fd(), libc::SOL_PACKET, option, value, len) })?;
+    Ok(())
+}
+
+/// A frame that was received.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Received {
+    /// Bytes in its room, with a vnet header of 12 bytes in front.
+    pub(super) len: usize,
+    /// The tag that the kernel has taken out of it, if it is one of IEEE 802.1Q.
+    pub(super) tag: Option<u16>,
+    /// It did not fit, or had another tag.
+    pub(super) unusable: bool,
+}
+
+/// Receives frames into `room`, the first at its start, each further `stride` bytes on. Never blocks.
+pub(super) fn receive_frames(
+    file: &File,
+    room: &mut [u8],
+    stride: usize,
+    frames: &mut [Received; BURST],
+) -> io::Result<usize> {
+    const HDR: usize = NET_HDR_LEN;
+    let rooms = room.chunks_exact_mut(stride).take(BURST);
+    // SAFETY: all of these are plain old data, for which zero is a value.
+    let (mut messages, mut buffers, mut control): (
+        [libc::mmsghdr; BURST],
+        [[libc::iovec; 2]; BURST],
+        [Control; BURST],
+    ) = unsafe { (zeroed(), zeroed(), zeroed()) };
+    let mut n = 0;
+    for room in rooms {
+        // What the header does not have.
+        room[PACKET_HDR_LEN..HDR].fill(0);
+        let (hdr, frame) = room.split_at_mut(HDR);
+        buffers[n] =
+            [(hdr, PACKET_HDR_LEN), (frame, stride - HDR)].map(|(part, len)| libc::iovec {
+                iov_base: part.as_mut_ptr().cast(),
+                iov_len: len,
+            });
+        let message = &mut messages[n].msg_hdr;
+        message.msg_iov = buffers[n].as_mut_ptr();
+        message.msg_iovlen = 2;
+        message.msg_control = control[n].0.as_mut_ptr().cast();
+        message.msg_controllen = size_of::<Control>();
+        n += 1;
+    }
+    // SAFETY: the first `n` messages are set; what they point to is in `room`, `buffers` and `control`,
+    // which are borrowed or ours, and outlive the call.
+    let got = unsafe {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        libc::recvmmsg(
+            file.as_raw_fd(),
+            messages.as_mut_ptr(),
+            n as c_uint,
+            flags,
+            std::ptr::null_mut(),
+        )
+    };
+    let got = checked(got)? as usize;
+    for (frame, message) in frames.iter_mut().zip(&messages[..got]) {
+        let len = message.msg_len as usize + HDR - PACKET_HDR_LEN;
+        let tag = tag_of(&message.msg_hdr);
+        *frame = Received {
+            len,
+            tag: tag.ok().flatten(),
+            unusable: len > stride || tag.is_err(),
+        };
+    }
+    Ok(got)
+}
+
+/// Room for one `tpacket_auxdata`.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; 64]);
+
+/// The tag of IEEE 802.1Q that the kernel has taken out of a frame; an error if it is another one.
+fn tag_of(message: &libc::msghdr) -> Result<Option<u16>, ()> {
+    // SAFETY: the kernel has filled in the control messages that `message` points to.
+    let first = unsafe { libc::CMSG_FIRSTHDR(message) };
+    if first.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: it is not null, and so a whole header.
+    let header = unsafe { &*first };
+    // SAFETY: `CMSG_LEN` only calculates.
+    let whole = unsafe { libc::CMSG_LEN(size_of::<libc::tpacket_auxdata>() as u32) } as usize;
+    let kind = (header.cmsg_level, header.cmsg_type);
+    if kind != (libc::SOL_PACKET, libc::PACKET_AUXDATA) || (header.cmsg_len as usize) < whole {
+        return Ok(None);
+    }
+    // SAFETY: the message is long enough for what its kind says it holds.
+    let auxdata: libc::tpacket_auxdata = unsafe {
+        libc::CMSG_DATA(first)
+            .cast::<libc::tpacket_auxdata>()
+            .read_unaligned()
+    };
+    if auxdata.tp_status & libc::TP_STATUS_VLAN_VALID == 0 {
+        return Ok(None);
+    }
+    let named = auxdata.tp_status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+    match auxdata.tp_vlan_tpid {
+        0x8100 => Ok(Some(auxdata.tp_vlan_tci)),
+        _ if !named => Ok(Some(auxdata.tp_vlan_tci)),
+        _ => Err(()),
+    }
+}
+
+/// Sends frames of `batch` as they are, without waiting; how many, from the first.
+pub(super) fn send_frames(file: &File, batch: &mut Batch, frames: &[u8]) -> io::Result<usize> {
+    // SAFETY: both are plain old data, for which zero is a value.
+    let (mut messages, mut buffers): ([libc::mmsghdr; BURST], [libc::iovec; SEND_BUFFERS]) =
+        unsafe { (zeroed(), zeroed()) };
+    let (mut n, mut used) = (0, 0);
+    for &i in frames.iter().take(BURST) {
+        let start = used;
+        let mut fits = true;
+        batch.io_slices(i.into(), |base, len| {
+            // The first has the vnet header, of which the socket takes less.
+            let head = [(0, PACKET_HDR_LEN), (NET_HDR_LEN, len - NET_HDR_LEN)];
+            let whole = [(0, len)];
+            let parts: &[(usize, usize)] = if used == start { &head } else { &whole };
+            for (at, len) in parts {
+                match buffers.get_mut(used) {
+                    Some(buffer) => {
+                        buffer.iov_base = base.wrapping_add(*at).cast_mut().cast();
+                        buffer.iov_len = *len;
+                        used += 1;
+                    }
+                    None => fits = false,
+                }
+            }
+        });
+        if !fits {
+            break;
+        }
+        let message = &mut messages[n].msg_hdr;
+        message.msg_iov = buffers[start..].as_mut_ptr();
+        message.msg_iovlen = used - start;
+        n += 1;
+    }
+    if n == 0 {
+        // One frame of more pieces than there is room for.
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = libc::MSG_DONTWAIT;
+    // SAFETY: the first `n` messages are set, and point to buffers that stay valid until
+    // `Batch::clear`, for which the batch is borrowed. The call only reads them; where a guest changes
+    // or its memory lacks a page, the kernel copies what is there or returns EFAULT.
+    let sent =
+        unsafe { libc::sendmmsg(file.as_raw_fd(), messages.as_mut_ptr(), n as c_uint, flags) };
+    Ok(checked(sent)? as usize)
+}
+
+/// Sends one frame that is in one piece, with a vnet header of 12 bytes in front, without waiting.
+pub(super) fn send_bytes(file: &File, bytes: &[u8]) -> io::Result<()> {
+    let part = |at: usize, len: usize| libc::iovec {
+        iov_base: bytes[at..].as_ptr().cast_mut().cast(),
+        iov_len: len,
+    };
+    let buffers = [
+        part(0, PACKET_HDR_LEN),
+        part(NET_HDR_LEN, bytes.len() - NET_HDR_LEN),
+    ];
+    // SAFETY: `writev` only reads the two buffers, which are borrowed.
+    let written = unsafe { libc::writev(file.as_raw_fd(), buffers.as_ptr(), 2) };
     if written < 0 {
         Err(io::Error::last_os_error())
     } else {
