@@ -30,9 +30,9 @@ fn a_hundred_idle_ports() -> Result<()> {
             let mut guests = boot_all(lab.path(), configs.collect::<Vec<_>>())?;
             for guest in &mut guests {
                 guest.exec("for i in $(seq 0 24); do ip link set eth$i up || exit 1; done")?;
-                // IPv6 looks for routers and neighbours as an interface comes up; not later.
-                guest.exec("sleep 12")?;
             }
+            // IPv6 looks for routers and neighbours as an interface comes up; not later.
+            std::thread::sleep(Duration::from_secs(12));
             ensure!(
                 daemon.ports()?.iter().all(|port| port.is_up()),
                 "not all ports are up"
