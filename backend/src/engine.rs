@@ -181,6 +181,8 @@ struct Port {
     broken: Option<String>,
     /// Frames from the VM when last looked at.
     seen: u64,
+    /// How often in a row its driver was found to notify us in vain.
+    in_vain: u32,
     published: Published,
 }
 
@@ -214,6 +216,10 @@ impl Port {
         };
         neighbours.keep(self.switch.neighbours(self.id));
         port.look_for_buffers();
+        self.in_vain = match port.is_notified_in_vain() {
+            true => self.in_vain.saturating_add(1),
+            false => 0,
+        };
         let seen = port.pairs().iter().map(|p| p.from_vm.frames()).sum();
         if seen == self.seen {
             port.pairs().iter().for_each(|p| p.rest());

@@ -5,9 +5,30 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tandem_tests::frontend::driver::Config;
+use tandem_tests::frontend::driver::{Config, Receive};
+use tandem_tests::frontend::frames::{mac, numbered};
 use tandem_tests::frontend::rig::Rig;
 use tandem_tests::lab::built_program;
+
+/// As with memory that is not shared: kicks arrive, and the rings stay as they were.
+#[test]
+fn notifications_without_buffers_are_told_with_what_is_likely_wrong() -> Result<()> {
+    let rig = Rig::with_config("[port.a]\n")?;
+    let config = Config {
+        receive: Some(Receive::each(0, 2048)),
+        ..Config::default()
+    };
+    let mut nic = rig.nic("a", &config)?;
+    rig.wait_port("a", "is up", |port| port["state"] == "up")?;
+    nic.pairs[0].tx.kick.write(1)?;
+    let down = rig.wait_port("a", "is down", |port| port["state"] == "down")?;
+    let words = down["reason"].as_str().unwrap_or_default();
+    ensure!(words.contains("share=on"), "{down}");
+    // The first frame says that it was something else.
+    nic.send_plain(&numbered(mac(1), mac(2), 0));
+    rig.wait_port("a", "is up", |port| port["state"] == "up")?;
+    Ok(())
+}
 
 #[test]
 fn a_port_that_comes_up_and_goes_down_is_told_with_the_reason() -> Result<()> {

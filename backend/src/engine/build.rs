@@ -127,6 +127,7 @@ impl Core {
             outside,
             broken: None,
             seen: 0,
+            in_vain: 0,
             published: Published::default(),
         })
     }
@@ -189,6 +190,7 @@ impl Core {
             outside,
             broken: None,
             seen: 0,
+            in_vain: 0,
             published: Published::default(),
         })
     }

@@ -26,15 +26,18 @@ pub(super) fn port(port: &Port, macs: &[Mac]) -> PortStatus {
         captures: port.captures().status(),
         ..PortStatus::default()
     };
+    let (reason, session) = state(port);
+    let status = PortStatus {
+        state: match reason {
+            None => PortState::Up,
+            Some(_) => PortState::Down,
+        },
+        reason,
+        ..status
+    };
     match &port.outside {
-        Outside::Guest { port, endpoint, .. } => guest(port, &endpoint.status(), status),
-        Outside::Host { tap, thread, .. } => PortStatus {
-            state: if host_reason(tap, thread).is_none() {
-                PortState::Up
-            } else {
-                PortState::Down
-            },
-            reason: host_reason(tap, thread),
+        Outside::Guest { port, .. } => guest(port, &session.unwrap_or_default(), status),
+        Outside::Host { tap, .. } => PortStatus {
             counters: PortCounters {
                 from_vm: DirectionCounters::from(&**tap.from_vm()),
                 to_vm: DirectionCounters::from(&**tap.to_vm()),
@@ -44,26 +47,36 @@ pub(super) fn port(port: &Port, macs: &[Mac]) -> PortStatus {
     }
 }
 
+/// Notifications in vain, a second from one to the next, that are no accident.
+const IN_VAIN: u32 = 2;
+
 /// Why the port is down, if it is, and its session with a VMM.
 pub(super) fn state(port: &Port) -> (Option<String>, Option<vhost::SessionStatus>) {
     match &port.outside {
-        Outside::Guest { port, endpoint, .. } => {
+        Outside::Guest {
+            port: guest,
+            endpoint,
+            ..
+        } => {
             let session = endpoint.status();
-            let carries = (port.pairs().iter())
-                .map(|pair| pair.ring_state())
+            let broken = vhost::Device::broken(&**guest);
+            let reason = broken.or_else(|| session.reason.clone());
+            let rings = (guest.pairs().iter()).map(|pair| pair.ring_state());
+            let carries = rings
+                .into_iter()
                 .any(|rings| rings.running && rings.enabled);
-            (guest_reason(port, &session, carries), Some(session))
+            let reason = reason.or_else(|| match (carries, port.in_vain) {
+                (false, _) => Some("the VM's driver has not started the device".to_owned()),
+                (true, IN_VAIN..) => Some(
+                    "the VM's driver notifies us, and we see nothing in its rings: is its memory \
+                     shared (share=on)?"
+                        .to_owned(),
+                ),
+                (true, _) => None,
+            });
+            (reason, Some(session))
         }
         Outside::Host { tap, thread, .. } => (host_reason(tap, thread), None),
-    }
-}
-
-/// Why a VM's port is down, if it is.
-fn guest_reason(port: &GuestPort, session: &vhost::SessionStatus, carries: bool) -> Option<String> {
-    let reason = vhost::Device::broken(port).or_else(|| session.reason.clone());
-    match reason {
-        None if !carries => Some("the VM's driver has not started the device".to_owned()),
-        reason => reason,
     }
 }
 
@@ -83,14 +96,7 @@ fn guest(port: &GuestPort, session: &vhost::SessionStatus, status: PortStatus) -
         .map(|(i, pair)| queue(i as u16, pair))
         .collect();
     let carries = queues.iter().any(|q| q.running && q.enabled);
-    let reason = guest_reason(port, session, carries);
     PortStatus {
-        state: if reason.is_none() {
-            PortState::Up
-        } else {
-            PortState::Down
-        },
-        reason,
         session: Some(SessionStatus {
             connected: session.connected,
             connects: session.connects,

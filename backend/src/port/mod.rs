@@ -254,6 +254,18 @@ impl GuestPort {
         }
     }
 
+    /// Does the driver notify us of buffers where we see none? It posts those for what it receives
+    /// before all else.
+    pub fn is_notified_in_vain(&self) -> bool {
+        let first = &self.pairs[0];
+        let rings = first.ring_state();
+        rings.running
+            && rings.enabled
+            && self.unpopulated.load(Ordering::Relaxed) & 1 != 0
+            && first.kicks.load(Ordering::Relaxed) > 0
+            && first.from_vm.frames() == 0
+    }
+
     fn refresh(&self, i: usize) {
         let bit = 1 << i;
         let mut rx = lock(&self.pairs[i].rx);
