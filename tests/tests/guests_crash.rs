@@ -36,7 +36,7 @@ fn the_vmm_is_killed_and_started_again() -> Result<()> {
         let mut daemon = Daemon::with_ports(lab.path(), &["a", "b"])?;
         let (mut a, mut b) = two_guests(lab, &daemon, "packed=off")?;
         let mut descriptors = None;
-        for _ in 0..if long() { 100 } else { 10 } {
+        for _ in 0..if long() { 100 } else { 6 } {
             a.exec("/real/guest-agent stream 10.0.0.2 1000000000 >/dev/null 2>&1 &")?;
             let before = daemon.port("b")?.frames("to_vm")?;
             daemon.wait_port("b", "carries the transfer", |port| {
