@@ -71,55 +71,11 @@ impl File {
         let mut file = Self::default();
         for (key, value) in root.get_ref() {
             match key.get_ref().as_ref() {
-                "switch" => {
-                    source.each(
-                        key,
-                        value,
-                        problems,
-                        |at, name, table, problems| match source.layer(
-                            at,
-                            name,
-                            Origin::File,
-                            table,
-                            problems,
-                        ) {
-                            Ok(layer) => drop(file.switches.insert(name.to_owned(), layer)),
-                            Err(bad) => problems.extend(bad),
-                        },
-                    )
-                }
+                "switch" => source.layers(key, value, Origin::File, &mut file.switches, problems),
                 "profile" => {
-                    source.each(
-                        key,
-                        value,
-                        problems,
-                        |at, name, table, problems| match source.layer(
-                            at,
-                            name,
-                            Origin::Profile,
-                            table,
-                            problems,
-                        ) {
-                            Ok(layer) => drop(file.profiles.insert(name.to_owned(), layer)),
-                            Err(bad) => problems.extend(bad),
-                        },
-                    )
+                    source.layers(key, value, Origin::Profile, &mut file.profiles, problems);
                 }
-                "port" => source.each(
-                    key,
-                    value,
-                    problems,
-                    |at, name, table, problems| match source.layer(
-                        at,
-                        name,
-                        Origin::File,
-                        table,
-                        problems,
-                    ) {
-                        Ok(layer) => drop(file.ports.insert(name.to_owned(), layer)),
-                        Err(bad) => problems.extend(bad),
-                    },
-                ),
+                "port" => source.layers(key, value, Origin::File, &mut file.ports, problems),
                 other => {
                     let reason = format!("there is no table [{other}]");
                     let bad = Bad::new(reason, nearest(other, &["port", "profile", "switch"]));
@@ -174,6 +130,26 @@ impl Source<'_> {
                 }
             }
         }
+    }
+
+    /// The settings of each `[KIND.NAME]`, by name.
+    fn layers<T: Configured>(
+        &self,
+        kind: &Spanned<std::borrow::Cow<'_, str>>,
+        tables: &Spanned<DeValue<'_>>,
+        origin: Origin,
+        layers: &mut BTreeMap<String, Layer<T>>,
+        problems: &mut Vec<Problem>,
+    ) {
+        self.each(
+            kind,
+            tables,
+            problems,
+            |at, name, table, problems| match self.layer(at, name, origin, table, problems) {
+                Ok(layer) => drop(layers.insert(name.to_owned(), layer)),
+                Err(bad) => problems.extend(bad),
+            },
+        );
     }
 
     /// The settings of a table.
