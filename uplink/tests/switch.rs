@@ -84,6 +84,32 @@ fn a_burst_reaches_each_receiver_in_order() {
     assert_eq!(numbers(&c), expected(mac(3)));
 }
 
+/// A network that floods gives the frames of our ports back to us.
+#[test]
+fn a_frame_that_comes_back_from_the_wire_ends_there_and_moves_nothing() {
+    let switch = switch();
+    let fixed = mac(7);
+    let mut vm = Port::add(&switch, "vm", |_| {});
+    let mut host = Port::add(&switch, "host", |spec| spec.mac = Some(fixed));
+    let mut wire = Port::add(&switch, "wire", |spec| spec.uplink = true);
+    vm.send(&[frame(Mac::BROADCAST, mac(1), 1)], 0);
+    wire.send(
+        &[frame(Mac::BROADCAST, mac(1), 1), frame(mac(9), fixed, 2)],
+        0,
+    );
+    assert_eq!(wire.dropped(DropReason::OwnFrame), 2);
+    assert_eq!((numbers(&vm), numbers(&host)), (vec![], vec![1]));
+    assert_eq!(switch.learned_macs(vm.id), [mac(1)]);
+    // From a port it is somebody who uses another's address.
+    vm.send(&[frame(mac(9), fixed, 3)], 0);
+    assert_eq!(vm.dropped(DropReason::SpoofedMac), 1);
+    // A station that has moved elsewhere is believed once it has been silent here.
+    wire.send(&[frame(Mac::BROADCAST, mac(1), 4)], 3 * SECOND);
+    assert_eq!(switch.learned_macs(wire.id), [mac(1)]);
+    host.send(&[frame(mac(1), fixed, 5)], 3 * SECOND);
+    assert_eq!(numbers(&wire).last(), Some(&5));
+}
+
 #[test]
 fn frames_that_end_here_are_counted_by_reason() {
     let switch = switch();

@@ -53,6 +53,11 @@ drop_reasons! {
     NoReceiver = "no_receiver";
     /// from_vm: a link-local group address that a bridge does not forward (IEEE 802.1Q 8.6.3).
     LinkLocal = "link_local";
+    /// from_vm of an uplink: a frame of one of our own ports that comes back from the wire.
+    OwnFrame = "own_frame";
+    /// from_vm of an uplink: it came in by a member that takes no such frames now; the same frame comes
+    /// in by another.
+    InactiveMember = "inactive_member";
     /// to_vm: no VMM is connected or the VM's driver is not running.
     NotReady = "not_ready";
     /// to_vm: the VM has posted no buffer for it.
@@ -65,6 +70,10 @@ drop_reasons! {
     OffloadFailed = "offload_failed";
     /// to_vm: the host's network stack did not take it.
     HostRefused = "host_refused";
+    /// to_vm of an uplink: no member of its team works.
+    UplinkDown = "uplink_down";
+    /// to_vm of an uplink: more waits for the member's device than the sending port may have there.
+    UplinkFull = "uplink_full";
 }
 
 /// Frames and bytes in one direction, and the drops by reason. Bytes are of the frame, from the

@@ -19,6 +19,7 @@ use std::ops::Range;
 use crate::counters::DropReason;
 use crate::memory::{Memory, Segments};
 use crate::spec::*;
+use crate::wire::ethernet::MacAddr;
 
 /// Frames handled at once.
 pub const BURST: usize = 64;
@@ -64,6 +65,8 @@ struct Meta {
 /// Up to [`BURST`] frames. Made once for each thread and used again and again.
 pub struct Batch {
     len: usize,
+    /// See [`Batch::source`].
+    source: u16,
     meta: [Meta; BURST],
     /// Why each frame was dropped where it was last, see [`Batch::end`].
     ends: [Option<DropReason>; BURST],
@@ -87,6 +90,7 @@ impl Batch {
     pub fn with_own_bytes(bytes: usize) -> Self {
         Self {
             len: 0,
+            source: 0,
             meta: [Meta::default(); BURST],
             ends: [None; BURST],
             heads: Box::new([Head([0; HEAD_BYTES]); BURST]),
@@ -109,6 +113,18 @@ impl Batch {
     pub fn clear(&mut self) {
         self.len = 0;
         self.segments.clear();
+    }
+
+    /// The port that the burst comes from, as whoever forwards it numbers ports.
+    #[inline]
+    pub fn source(&self) -> u16 {
+        self.source
+    }
+
+    /// Says which port the burst comes from.
+    #[inline]
+    pub fn set_source(&mut self, port: u16) {
+        self.source = port;
     }
 
     /// Bytes of frame `i`, from the destination address on.
@@ -184,6 +200,21 @@ impl Batch {
         }
         self.meta[i].copied = n as u16;
         true
+    }
+
+    /// The source address of frame `i`; zero if it has none.
+    #[inline]
+    pub fn source_mac(&self, i: usize) -> MacAddr {
+        MacAddr(
+            (self.head(i).get(6..MACS)).map_or([0; 6], |mac| mac.try_into().unwrap_or_default()),
+        )
+    }
+
+    /// Gives frame `i` another source address.
+    #[inline]
+    pub fn set_source_mac(&mut self, i: usize, mac: MacAddr) {
+        let at = usize::from(self.meta[i].start) + NET_HDR_LEN + 6;
+        self.heads[i].0[at..at + 6].copy_from_slice(&mac.0);
     }
 
     /// The 802.1Q tag control information of frame `i`, if it carries a tag.

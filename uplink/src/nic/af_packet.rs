@@ -16,7 +16,6 @@ use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
 
 use super::kernel::{Offloads, Sent};
 use super::sys::{self, Received};
-use crate::Outlet;
 
 /// Bytes from one frame's place in a batch to the next one's: the largest frame, and so much more
 /// that the beginnings of frames are not all in the same sets of a cache.
@@ -33,7 +32,9 @@ pub enum AfPacketError {
     #[error("there is no network device {0}: see `ip link`")]
     NoDevice(String),
     /// The process may not have packet sockets.
-    #[error("device {0} needs CAP_NET_RAW: run as root or grant the capability")]
+    #[error(
+        "device {0} needs CAP_NET_RAW and CAP_NET_ADMIN: run as root or grant the capabilities"
+    )]
     NotPermitted(String),
     /// Something else.
     #[error("device {name}: no packet socket ({error}): see the kernel's log")]
@@ -50,8 +51,8 @@ pub struct AfPacket {
     socket: File,
     name: String,
     offloads: Offloads,
-    from_vm: Arc<Counters>,
-    to_vm: Arc<Counters>,
+    from_wire: Arc<Counters>,
+    to_wire: Arc<Counters>,
 }
 
 impl AfPacket {
@@ -59,27 +60,46 @@ impl AfPacket {
     /// kernel uses what the frames have.
     pub const BATCH_BYTES: usize = BURST * STRIDE;
 
-    /// Opens a packet socket on the device `name`, which takes frames for all addresses from now on.
+    /// Opens a packet socket on the device `name`, which is set up and takes frames for all addresses
+    /// from now on. All that takes privilege is done; the socket may be sent to another process.
+    ///
+    /// # Errors
+    /// [`AfPacketError`], which says what to do.
+    pub fn open_socket(name: &str) -> Result<File, AfPacketError> {
+        let opened = sys::open_packet_socket(name).and_then(|socket| {
+            if !sys::is_up(name)? {
+                sys::set_up(name)?;
+            }
+            Ok(socket)
+        });
+        opened.map_err(|error| {
+            let name = name.to_owned();
+            match error.raw_os_error() {
+                Some(libc::ENODEV) => AfPacketError::NoDevice(name),
+                Some(libc::EPERM | libc::EACCES) => AfPacketError::NotPermitted(name),
+                _ => AfPacketError::Io { name, error },
+            }
+        })
+    }
+
+    /// The device `name` by a socket of [`AfPacket::open_socket`].
+    pub fn new(name: &str, socket: File) -> Self {
+        Self {
+            socket,
+            name: name.to_owned(),
+            // UDP segments have no type of their own in a packet socket before Linux 6.2.
+            offloads: Offloads::new(false),
+            from_wire: Arc::default(),
+            to_wire: Arc::default(),
+        }
+    }
+
+    /// Both in one.
     ///
     /// # Errors
     /// [`AfPacketError`], which says what to do.
     pub fn open(name: &str) -> Result<Self, AfPacketError> {
-        let name = name.to_owned();
-        match sys::open_packet_socket(&name) {
-            Ok(socket) => Ok(Self {
-                socket,
-                name,
-                // UDP segments have no type of their own in a packet socket before Linux 6.2.
-                offloads: Offloads::new(false),
-                from_vm: Arc::default(),
-                to_vm: Arc::default(),
-            }),
-            Err(error) => Err(match error.raw_os_error() {
-                Some(libc::ENODEV) => AfPacketError::NoDevice(name),
-                Some(libc::EPERM | libc::EACCES) => AfPacketError::NotPermitted(name),
-                _ => AfPacketError::Io { name, error },
-            }),
-        }
+        Ok(Self::new(name, Self::open_socket(name)?))
     }
 
     /// The name of the device.
@@ -92,14 +112,14 @@ impl AfPacket {
         sys::is_up(&self.name).unwrap_or(false)
     }
 
-    /// Frames from the wire into the switch: those received, and those that the switch drops.
-    pub fn from_vm(&self) -> &Arc<Counters> {
-        &self.from_vm
+    /// Frames that came in.
+    pub fn received(&self) -> &Arc<Counters> {
+        &self.from_wire
     }
 
-    /// Frames to the wire.
-    pub fn to_vm(&self) -> &Arc<Counters> {
-        &self.to_vm
+    /// Frames that went out.
+    pub fn sent(&self) -> &Arc<Counters> {
+        &self.to_wire
     }
 
     /// Frames that were cut up because the kernel does not take them whole, and the segments sent for
@@ -130,12 +150,12 @@ impl AfPacket {
             match self.take(batch, frame) {
                 Ok(()) => batch.skip_own(STRIDE - frame.len),
                 Err(reason) => {
-                    self.from_vm.count_drop(reason, 1);
+                    self.from_wire.count_drop(reason, 1);
                     batch.skip_own(STRIDE);
                 }
             }
         }
-        self.from_vm.add(got as u64, bytes);
+        self.from_wire.add(got as u64, bytes);
         Ok(batch.len())
     }
 
@@ -156,15 +176,21 @@ impl AfPacket {
         Ok(())
     }
 
-    /// Sends frames that the kernel takes as they are.
-    fn send(&self, batch: &mut Batch, frames: &[u8], sent: &mut Sent) {
-        let mut left = frames;
-        while !left.is_empty() {
-            // A frame that is refused keeps none behind it from being tried.
+    /// Sends frames that the kernel takes as they are; how many were dealt with.
+    fn send_plain(&self, batch: &mut Batch, frames: &[u8], sent: &mut Sent) -> usize {
+        let mut at = 0;
+        while at < frames.len() {
+            let left = &frames[at..];
+            // A frame that is refused keeps none behind it from being tried, but for a device that takes
+            // none at all.
             let (done, refused) = match sys::send_frames(&self.socket, batch, left) {
                 Ok(n) => (n, 0),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return at,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => (0, 1),
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => (0, left.len()),
+                    _ => (0, 1),
+                },
             };
             for i in &left[..done] {
                 let bytes = batch.frame_len(usize::from(*i)) as u64;
@@ -174,51 +200,62 @@ impl AfPacket {
                 batch.set_end(usize::from(*i), DropReason::HostRefused);
             }
             sent.refused += refused as u64;
-            left = &left[done + refused..];
+            at += done + refused;
         }
+        at
     }
-}
 
-impl Outlet for AfPacket {
-    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+    /// Sends frames in order, without waiting; how many were dealt with: there is no room for the rest
+    /// now. See [`Nic::send`](super::Nic::send).
+    pub fn send(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) -> usize {
         let mut sent = Sent::default();
-        // Those since the last that needed something done; in their order.
-        let mut plain = 0;
+        // Those from here on are yet to be sent.
+        let mut done = 0;
+        let mut full = false;
         let mut headers = [NetHdr::default(); BURST];
         for (at, &i) in frames.iter().enumerate() {
             let i = usize::from(i);
+            headers[at] = batch.hdr(i);
             match self.offloads.treatment(batch, i) {
-                Treatment::AsIs => headers[at] = self.offloads.prepare(batch, i),
+                Treatment::AsIs => drop(self.offloads.prepare(batch, i)),
+                _ if full => {}
                 treatment => {
-                    headers[at] = batch.hdr(i);
-                    self.send(batch, &frames[plain..at], &mut sent);
-                    plain = at + 1;
-                    let of_one = self
-                        .offloads
-                        .complete(treatment, batch, i, scratch, |bytes| {
-                            sys::send_bytes(&self.socket, bytes)
-                        });
-                    if let Some(reason) = of_one.dropped() {
-                        batch.set_end(i, reason);
+                    done += self.send_plain(batch, &frames[done..at], &mut sent);
+                    full = done < at;
+                    if !full {
+                        sent.add(self.send_completed(treatment, batch, i, scratch));
+                        done = at + 1;
                     }
-                    sent.add(of_one);
                 }
             }
         }
-        self.send(batch, &frames[plain..], &mut sent);
+        if !full {
+            done += self.send_plain(batch, &frames[done..], &mut sent);
+        }
         // The next receiver may take other offloads.
         for (hdr, &i) in headers.iter().zip(frames) {
             batch.set_hdr(usize::from(i), *hdr);
         }
-        self.to_vm.add(sent.frames, sent.bytes);
-        self.to_vm.count_drop(DropReason::HostRefused, sent.refused);
-        self.to_vm
-            .count_drop(DropReason::OffloadFailed, sent.offload_failed);
+        self.to_wire.add(sent.frames, sent.bytes);
+        (self.to_wire).count_drop(DropReason::HostRefused, sent.refused);
+        (self.to_wire).count_drop(DropReason::OffloadFailed, sent.offload_failed);
+        done
     }
 
-    /// The kernel says no itself, frame by frame, when the link is down.
-    fn ready(&self) -> bool {
-        true
+    /// Does what the kernel does not, and sends what becomes of it.
+    fn send_completed(
+        &self,
+        treatment: Treatment,
+        batch: &mut Batch,
+        i: usize,
+        scratch: &mut Scratch,
+    ) -> Sent {
+        let send = |bytes: &[u8]| sys::send_bytes(&self.socket, bytes);
+        let sent = (self.offloads).complete(treatment, batch, i, scratch, send);
+        if let Some(reason) = sent.dropped() {
+            batch.set_end(i, reason);
+        }
+        sent
     }
 }
 

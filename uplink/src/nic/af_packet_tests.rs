@@ -62,7 +62,7 @@ fn deliver(nic: &AfPacket, frames: &[(NetHdr, Vec<u8>)]) {
         batch.push_frame(*hdr, frame).unwrap();
     }
     let list: Vec<u8> = (0..frames.len() as u8).collect();
-    nic.deliver(&mut batch, &list, &mut Scratch::default());
+    nic.send(&mut batch, &list, &mut Scratch::default());
     for (i, (hdr, _)) in frames.iter().enumerate() {
         assert_eq!(batch.hdr(i), *hdr, "the next receiver gets another header");
     }
@@ -105,13 +105,13 @@ fn bursts_cross_both_ways_in_order() {
         assert_eq!(far.receive(), *frame);
     }
     let bytes: usize = sent.iter().map(Vec::len).sum();
-    assert_eq!(nic.to_vm().frames(), BURST as u64);
-    assert_eq!(nic.to_vm().bytes(), bytes as u64);
+    assert_eq!(nic.sent().frames(), BURST as u64);
+    assert_eq!(nic.sent().bytes(), bytes as u64);
     sent.iter().for_each(|frame| far.send(frame));
     let got: Vec<Vec<u8>> = read(nic, BURST).into_iter().map(|(_, f)| f).collect();
     assert_eq!(got, sent);
-    assert_eq!(nic.from_vm().frames(), BURST as u64);
-    assert_eq!(nic.from_vm().bytes(), bytes as u64);
+    assert_eq!(nic.received().frames(), BURST as u64);
+    assert_eq!(nic.received().bytes(), bytes as u64);
     // And nothing of our own comes back.
     let mut batch = Batch::with_own_bytes(AfPacket::BATCH_BYTES);
     assert_eq!(nic.read(&mut batch).unwrap(), 0);
@@ -134,14 +134,14 @@ fn tags_stay_with_their_frames() {
         let mut batch = Batch::with_own_bytes(1 << 18);
         batch.push_frame(NetHdr::default(), &frame(100, 3)).unwrap();
         batch.set_tag(0, Some(tci));
-        nic.deliver(&mut batch, &[0], &mut Scratch::default());
+        nic.send(&mut batch, &[0], &mut Scratch::default());
     }
     // A second tag has no place, and the next frame comes all the same.
     let twice = [&tagged(5)[..12], &[0x81, 0, 0, 7], &tagged(5)[12..]].concat();
     far.send(&twice);
     far.send(&frame(60, 4));
     assert_eq!(read(nic, 1).remove(0).1, frame(60, 4));
-    let drops: Vec<_> = nic.from_vm().drops().collect();
+    let drops: Vec<_> = nic.received().drops().collect();
     assert_eq!(drops, [(DropReason::TooLong, 1)]);
 }
 
@@ -238,9 +238,9 @@ fn a_link_that_is_down_costs_frames_and_says_so() {
     assert!(ip(&format!("link set {} down", wire.near)));
     assert!(!nic.link_is_up());
     deliver(nic, &[(NetHdr::default(), frame(60, 1))]);
-    let drops: Vec<_> = nic.to_vm().drops().collect();
+    let drops: Vec<_> = nic.sent().drops().collect();
     assert_eq!(
-        (nic.to_vm().frames(), drops),
+        (nic.sent().frames(), drops),
         (0, vec![(DropReason::HostRefused, 1)])
     );
     let mut batch = Batch::with_own_bytes(AfPacket::BATCH_BYTES);

@@ -241,9 +241,9 @@ impl Tap {
     }
 }
 
-impl Outlet for Tap {
-    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
-        let trace = self.tracepoint.as_ref().and_then(|t| t.start(batch));
+impl Tap {
+    /// Writes frames, and counts each as written or dropped.
+    pub(super) fn write_all(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
         let mut sent = Sent::default();
         for &i in frames {
             let of_one = self.write(batch, i.into(), scratch);
@@ -252,13 +252,20 @@ impl Outlet for Tap {
             }
             sent.add(of_one);
         }
-        if let Some(trace) = trace {
-            trace.see(Direction::ToVm, batch, frames);
-        }
         self.to_vm.add(sent.frames, sent.bytes);
         self.to_vm.count_drop(DropReason::HostRefused, sent.refused);
         self.to_vm
             .count_drop(DropReason::OffloadFailed, sent.offload_failed);
+    }
+}
+
+impl Outlet for Tap {
+    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        let trace = self.tracepoint.as_ref().and_then(|t| t.start(batch));
+        self.write_all(batch, frames, scratch);
+        if let Some(trace) = trace {
+            trace.see(Direction::ToVm, batch, frames);
+        }
     }
 
     /// The kernel says no itself, frame by frame, when the link is down.

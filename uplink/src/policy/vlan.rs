@@ -5,6 +5,7 @@
 //! | untagged | untagged frames, into a domain of its own | untagged |
 //! | access N | untagged frames, into VLAN N | untagged |
 //! | trunk | frames tagged with a VLAN of its set; untagged ones into its native VLAN | tagged, but the native VLAN untagged |
+//! | uplink | the same; without a native VLAN, untagged ones into the domain of untagged ports | the same, that domain untagged |
 //!
 //! A priority tag (VLAN 0) counts as untagged (IEEE 802.1Q, 6.9). Everything else is dropped. So
 //! is a frame with a second 802.1Q tag behind the first: taking off the first would let its
@@ -165,6 +166,13 @@ pub enum VlanPolicy {
         /// The one of untagged frames; none: they are dropped. Need not be in `vlans`.
         native: Option<Vid>,
     },
+    /// The wire: as a trunk, and it has the domain of ports without VLAN settings, too.
+    Uplink {
+        /// Those that are tagged; none: all.
+        vlans: Option<VlanSet>,
+        /// The one of untagged frames, in place of that domain.
+        native: Option<Vid>,
+    },
 }
 
 /// The VLAN of a frame inside the switch; 0 is the domain of ports without VLAN settings.
@@ -184,7 +192,8 @@ impl VlanPolicy {
             (Self::Untagged, 0) => 0,
             (Self::Access(vid), 0) => vid.0,
             (Self::Trunk { native, .. }, 0) => (*native)?.0,
-            (Self::Trunk { .. }, vid) if self.carries(vid) => vid,
+            (Self::Uplink { native, .. }, 0) => native.map_or(0, Vid::get),
+            (Self::Trunk { .. } | Self::Uplink { .. }, vid) if self.carries(vid) => vid,
             _ => return None,
         };
         Some(Class {
@@ -200,6 +209,9 @@ impl VlanPolicy {
             Self::Trunk { native, .. } if native.is_none_or(|n| n.0 != class.vid) => {
                 Some(class.priority | class.vid)
             }
+            Self::Uplink { native, .. } if class.vid != 0 && *native != Some(Vid(class.vid)) => {
+                Some(class.priority | class.vid)
+            }
             _ => None,
         }
     }
@@ -212,6 +224,11 @@ impl VlanPolicy {
             Self::Access(v) => v.0 == vid,
             Self::Trunk { vlans, native } => {
                 vlans.contains(vid) || native.is_some_and(|n| n.0 == vid)
+            }
+            Self::Uplink { native, .. } if vid == 0 => native.is_none(),
+            Self::Uplink { vlans, native } => {
+                vid <= MAX_VID && vlans.as_ref().is_none_or(|vlans| vlans.contains(vid))
+                    || native.is_some_and(|n| n.0 == vid)
             }
         }
     }
@@ -282,6 +299,28 @@ mod tests {
             assert_eq!(through(port, Some(10), port), None);
         }
         assert_eq!(through(&plain, None, &access), None);
+    }
+
+    #[test]
+    fn an_uplink_carries_untagged_frames_and_all_vlans_or_those_it_is_given() {
+        let plain = VlanPolicy::Untagged;
+        let access = VlanPolicy::Access(Vid::new(10).unwrap());
+        let uplink = |vlans: Option<&str>, native: Option<u16>| VlanPolicy::Uplink {
+            vlans: vlans.map(|vlans| vlans.parse().unwrap()),
+            native: native.map(|vid| Vid::new(vid).unwrap()),
+        };
+        let all = uplink(None, None);
+        assert_eq!(through(&plain, None, &all), Some(None));
+        assert_eq!(through(&all, Some(0xe000), &plain), Some(None));
+        assert_eq!(through(&access, Some(0xb000), &all), Some(Some(0xb00a)));
+        assert_eq!(through(&all, Some(10), &access), Some(None));
+        assert_eq!(through(&all, Some(4095), &all), None);
+        let some = uplink(Some("20"), Some(10));
+        assert_eq!(through(&access, None, &some), Some(None));
+        assert_eq!(through(&some, None, &access), Some(None));
+        assert_eq!(through(&plain, None, &some), None);
+        assert_eq!(through(&some, Some(20), &trunk("20", None)), Some(Some(20)));
+        assert_eq!(through(&some, Some(30), &trunk("30", None)), None);
     }
 
     #[test]

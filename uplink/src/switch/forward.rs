@@ -75,7 +75,14 @@ impl Forwarder {
     /// Frames from this port to one receiver arrive in the order they have in `batch`. Their tags
     /// are changed.
     pub fn forward(&mut self, batch: &mut Batch, scratch: &mut Scratch, now: Now) {
-        if batch.is_empty() {
+        self.forward_but(0, batch, scratch, now);
+    }
+
+    /// The same without the frames in the set `but`, bit `i` for frame `i`: somebody else has dealt with
+    /// them.
+    pub fn forward_but(&mut self, but: u64, batch: &mut Batch, scratch: &mut Scratch, now: Now) {
+        let frames = all(batch.len()) & !but;
+        if frames == 0 {
             return;
         }
         let switch = &*self.switch;
@@ -83,12 +90,12 @@ impl Forwarder {
         let snapshot: &Snapshot = &snapshot;
         let Some(port) = snapshot.get(self.port) else {
             if let Some(counters) = &self.from_vm {
-                counters.count_drop(DropReason::NoReceiver, batch.len() as u64);
+                counters.count_drop(DropReason::NoReceiver, frames.count_ones().into());
             }
             switch.counts.add(
                 self.stripe,
                 &SwitchCounters {
-                    frames: batch.len() as u64,
+                    frames: frames.count_ones().into(),
                     ..Default::default()
                 },
             );
@@ -107,13 +114,14 @@ impl Forwarder {
         };
         let tracepoint = port.tracepoint.as_ref().filter(|_| !self.burst.deaf);
         let trace = tracepoint.and_then(|point| point.start(batch));
-        self.burst.start(batch.len());
-        self.burst.judge(batch, &mut self.cache, &pipeline);
+        batch.set_source(port.id.slot);
+        self.burst.start(frames);
+        self.burst.judge(frames, batch, &mut self.cache, &pipeline);
         self.burst.flood(batch, snapshot, port, now);
         if let Some(trace) = trace {
             // Before receivers change their tags.
-            let all: [u8; BURST] = std::array::from_fn(|i| i as u8);
-            trace.see(Direction::FromVm, batch, &all[..batch.len()]);
+            let (list, n) = listed(frames);
+            trace.see(Direction::FromVm, batch, &list[..n]);
         }
         self.burst.deliver(batch, snapshot, scratch);
         self.burst.count(&port.from_vm);
@@ -151,10 +159,10 @@ impl Burst {
         self.members.reserve(snapshot.slots());
     }
 
-    fn start(&mut self, frames: usize) {
+    fn start(&mut self, frames: u64) {
         self.floods = 0;
         self.counts = SwitchCounters {
-            frames: frames as u64,
+            frames: frames.count_ones().into(),
             ..SwitchCounters::default()
         };
     }
@@ -163,12 +171,13 @@ impl Burst {
     /// other share it.
     fn judge(
         &mut self,
+        frames: u64,
         batch: &mut Batch,
         cache: &mut FlowCache<L2_WORDS>,
         pipeline: &Pipeline<'_>,
     ) {
         let mut last = ([0; L2_WORDS], Judged::cached(Verdict::NONE));
-        for i in 0..batch.len() {
+        for i in bits(frames) {
             let Some(key) = key_of(batch.head(i), batch.tag(i)) else {
                 self.drop(batch, i, DropReason::TooShort);
                 continue;
@@ -327,6 +336,25 @@ impl Burst {
             from_vm.count_drop(*reason, dropped.into());
         }
     }
+}
+
+/// The set of the first `n` frames.
+#[inline]
+fn all(n: usize) -> u64 {
+    match n {
+        0 => 0,
+        n => u64::MAX >> (BURST - n.min(BURST)),
+    }
+}
+
+/// The frames of a set as a list, and how many.
+fn listed(frames: u64) -> ([u8; BURST], usize) {
+    let (mut list, mut n) = ([0; BURST], 0);
+    for i in bits(frames) {
+        list[n] = i as u8;
+        n += 1;
+    }
+    (list, n)
 }
 
 /// The frames of a set, in order.

@@ -169,7 +169,7 @@ impl Switch {
         let account = self.open_account(&mut control, id.slot, &policy);
         ports[slot] = Some(Arc::new(Port::new(
             id,
-            spec.name,
+            (spec.name, spec.uplink),
             policy,
             (account, Arc::new(Neighbours::new(spec.neighbours))),
             spec.from_vm,
@@ -214,7 +214,8 @@ impl Switch {
             let account = self.open_account(&mut control, id.slot, &policy);
             (account, Arc::default())
         };
-        let (name, from_vm) = (old.name.clone(), old.from_vm.clone());
+        let name = (old.name.clone(), old.uplink);
+        let from_vm = old.from_vm.clone();
         let outlet = (old.outlet.clone(), old.tracepoint.clone());
         let mut ports = current.clone_ports();
         ports[usize::from(id.slot)] = Some(Arc::new(Port::new(

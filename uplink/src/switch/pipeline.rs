@@ -110,8 +110,10 @@ impl Pipeline<'_> {
         let Some(class) = class.filter(|_| key[1] & DOUBLE == 0) else {
             return Judged::drop(DropReason::VlanNotAllowed);
         };
-        let Ok(learned) = self.source(class.vid, src) else {
-            return Judged::drop(DropReason::SpoofedMac);
+        let learned = match self.source(class.vid, src) {
+            Ok(learned) => learned,
+            Err(_) if self.port.uplink => return Judged::drop(DropReason::OwnFrame),
+            Err(()) => return Judged::drop(DropReason::SpoofedMac),
         };
         let (verdict, relied_on) = self.destination(class, dst);
         Judged {
@@ -128,10 +130,17 @@ impl Pipeline<'_> {
         match self.snapshot.fixed(vid, src) {
             Some(port) if port.id == self.port.id => Ok(Some(Pin::NONE)),
             Some(_) => Err(()),
+            // Else a frame that the network gives back would draw to the wire what is for its sender.
+            None if self.port.uplink && self.is_own(vid, src) => Err(()),
             None => Ok(self
                 .table
                 .learn(MacKey::new(vid, src), &self.port.account, self.now)),
         }
+    }
+
+    fn is_own(&self, vid: u16, src: Mac) -> bool {
+        let (key, account) = (MacKey::new(vid, src), &self.port.account);
+        self.table.is_in_use_elsewhere(key, account, self.now)
     }
 
     /// The verdict by destination, and the slot it relies on if it may be kept.

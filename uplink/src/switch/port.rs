@@ -24,7 +24,7 @@ pub trait Outlet: Send + Sync {
 /// A port of one switch. The id of a removed port is never that of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortId {
-    pub(super) slot: u16,
+    pub(crate) slot: u16,
     pub(super) generation: u32,
 }
 
@@ -64,6 +64,9 @@ impl Default for PortPolicy {
 pub struct PortSpec {
     /// Its name, unique in the switch.
     pub name: String,
+    /// Is it the way to the wire? There a frame from an address that another port has used just now is
+    /// that port's own, come back.
+    pub uplink: bool,
     /// See [`PortPolicy::mac`].
     pub mac: Option<Mac>,
     /// See [`PortPolicy::vlan`].
@@ -93,6 +96,7 @@ impl PortSpec {
         } = PortPolicy::default();
         Self {
             name: name.into(),
+            uplink: false,
             mac,
             vlan,
             storm,
@@ -166,7 +170,7 @@ pub struct PortInfo {
 impl Port {
     pub(super) fn new(
         id: PortId,
-        name: String,
+        (name, uplink): (String, bool),
         policy: PortPolicy,
         (account, neighbours): (Account, Arc<Neighbours>),
         from_vm: Arc<Counters>,
@@ -182,6 +186,7 @@ impl Port {
         Self {
             id,
             name,
+            uplink,
             mac,
             vlan,
             limit,

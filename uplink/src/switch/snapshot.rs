@@ -17,6 +17,8 @@ use crate::{Mac, StormLimit, VlanPolicy};
 pub(crate) struct Port {
     pub(crate) id: PortId,
     pub(crate) name: String,
+    /// It is the way to the wire.
+    pub(crate) uplink: bool,
     pub(crate) mac: Option<Mac>,
     pub(crate) vlan: VlanPolicy,
     pub(crate) limit: StormLimit,
@@ -54,7 +56,7 @@ impl Snapshot {
                 VlanPolicy::Access(vid) => {
                     members.entry(vid.get()).or_default().push(port.id.slot);
                 }
-                VlanPolicy::Trunk { .. } => trunks.push(port.id.slot),
+                VlanPolicy::Trunk { .. } | VlanPolicy::Uplink { .. } => trunks.push(port.id.slot),
             }
             if let Some(mac) = port.mac {
                 fixed.entry(mac).or_default().push(port.id.slot);

@@ -140,6 +140,15 @@ impl Buckets {
         Self(fill(&kept, members, works))
     }
 
+    /// The same with other places: `place` has the new one of each.
+    #[must_use]
+    pub fn renumbered(&self, place: impl Fn(usize) -> Option<usize>) -> Self {
+        Self(self.0.map(|member| match member {
+            NONE => NONE,
+            member => place(member.into()).map_or(NONE, |place| place as u8),
+        }))
+    }
+
     /// The place in `members` of the member that has a bucket; none if no member works.
     #[inline]
     pub fn member(&self, bucket: u16) -> Option<usize> {

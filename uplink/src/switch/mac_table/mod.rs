@@ -30,6 +30,8 @@ use crate::Mac;
 const MAX_ENTRIES: usize = 32_768;
 /// Seconds in which an address moves at most once.
 const MOVE_HOLD: u16 = 2;
+/// Seconds after its last frame in which an address is in use.
+const IN_USE: i16 = 2;
 /// Most addresses for which moves are remembered.
 const MAX_MOVES: usize = 256;
 
@@ -162,6 +164,17 @@ impl MacTable {
             }
             found => self.learn_new(key, found.map(|(_, pin)| pin), account, now),
         }
+    }
+
+    /// Whether an address is that of another port, which has used it just now.
+    #[inline]
+    pub(crate) fn is_in_use_elsewhere(&self, key: MacKey, account: &Account, now: u64) -> bool {
+        let theirs = self.find(key).filter(|(owner, _)| *owner != account.owner);
+        theirs.is_some_and(|(_, pin)| {
+            let (bucket, way) = self.place(pin.slot);
+            // Signed: a thread may have read its clock after the caller did.
+            (now as u16).wrapping_sub(bucket.seen[way].load(Relaxed)) as i16 <= IN_USE
+        })
     }
 
     #[cold]
