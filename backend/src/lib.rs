@@ -13,7 +13,7 @@ pub mod cpus;
 pub mod daemon;
 pub mod engine;
 pub mod events;
-mod host;
+mod nic_thread;
 pub mod metrics;
 pub mod port;
 mod sandbox;

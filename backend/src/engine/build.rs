@@ -17,7 +17,7 @@ use super::{Core, Port};
 use crate::capture::Captures;
 use crate::config::{PortConfig, SocketRole, SwitchConfig};
 use crate::control::{Refused, RefusedKind};
-use crate::host::HostThread;
+use crate::nic_thread::{Bell, NicThread, Work};
 use crate::port::{Event, GuestPort, GuestPortConfig};
 use crate::vhost::{Device, Endpoint, EndpointError, Source};
 
@@ -32,7 +32,7 @@ pub(super) enum Outside {
     /// The host.
     Host {
         tap: Arc<Tap>,
-        thread: HostThread,
+        thread: NicThread,
         captures: Captures,
     },
 }
@@ -173,9 +173,14 @@ impl Core {
             switch.remove_port(id);
         });
         let forwarder = Forwarder::new(Arc::clone(switch), id);
-        let cpus = self.options.cpus.clone();
-        let thread = HostThread::start(&config.name, Arc::clone(&tap), forwarder, cpus)
-            .map_err(|e| threads(&e))?;
+        let work = Work {
+            nic: tap.clone(),
+            forwarder: Some(forwarder),
+            member: None,
+            cpus: self.options.cpus.clone(),
+        };
+        let thread = Bell::new().and_then(|bell| NicThread::start(&config.name, bell, work));
+        let thread = thread.map_err(|e| threads(&e))?;
         undo_switch.keep();
         let outside = Outside::Host {
             tap,

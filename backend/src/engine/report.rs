@@ -8,7 +8,7 @@ use tandem_virtio_net::spec::feature_names;
 
 use super::Port;
 use super::build::Outside;
-use crate::host::HostThread;
+use crate::nic_thread::NicThread;
 use crate::port::{GuestPort, Pair};
 use crate::status::{
     DirectionCounters, PortCounters, PortState, PortStatus, QueueStatus, RingFormat, SessionStatus,
@@ -81,8 +81,10 @@ pub(super) fn state(port: &Port) -> (Option<String>, Option<vhost::SessionStatus
 }
 
 /// Why the host's port is down, if it is.
-fn host_reason(tap: &Tap, thread: &HostThread) -> Option<String> {
-    thread.lost().or_else(|| {
+fn host_reason(tap: &Tap, thread: &NicThread) -> Option<String> {
+    let lost = thread.lost();
+    let lost = lost.map(|words| format!("{words}: remove the port and add it again"));
+    lost.or_else(|| {
         let down = !tap.link_is_up();
         down.then(|| format!("the link of {0} is down: ip link set {0} up", tap.name()))
     })

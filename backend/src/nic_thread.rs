@@ -1,0 +1,237 @@
+//! The thread of a network device of the host: it reads frames and forwards them, and of a member of a
+//! team also sends what waits for the device to have room.
+//!
+//! Frames to the device need no thread as long as there is room: senders give them to it themselves.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use log::error;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use rustix::fd::OwnedFd;
+use tandem_uplink::nic::Nic;
+use tandem_uplink::team::{Member, Rest};
+use tandem_uplink::{Forwarder, Now};
+use tandem_virtio_net::{Batch, Call, Scratch};
+
+use crate::port::lock;
+
+/// After so long without a frame the flow cache may shrink.
+const QUIET: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// What a thread does.
+pub(crate) struct Work {
+    /// The device.
+    pub(crate) nic: Arc<dyn Nic>,
+    /// Where its frames go; none: they are dropped.
+    pub(crate) forwarder: Option<Forwarder>,
+    /// What it is in a team, and where the team's own frames go.
+    pub(crate) member: Option<(Arc<Member>, Arc<ControlFrames>)>,
+    /// The CPUs it runs on.
+    pub(crate) cpus: Vec<usize>,
+}
+
+/// The thread of a device. Ends when dropped.
+pub(crate) struct NicThread {
+    bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Wakes the thread of a device.
+pub(crate) struct Bell {
+    stop: AtomicBool,
+    event: OwnedFd,
+    /// Why nothing is read any more.
+    lost: Mutex<Option<String>>,
+}
+
+impl Bell {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self {
+            stop: AtomicBool::new(false),
+            event,
+            lost: Mutex::default(),
+        }))
+    }
+
+    fn hear(&self) {
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+    }
+}
+
+impl Call for Bell {
+    fn call(&self) {
+        // A full counter is a wake-up on its way.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+impl NicThread {
+    /// Starts the thread `name`, which `bell` wakes.
+    pub(crate) fn start(name: &str, bell: Arc<Bell>, work: Work) -> io::Result<Self> {
+        bell.stop.store(false, Ordering::Release);
+        let mine = Arc::clone(&bell);
+        let name: String = name.chars().filter(char::is_ascii).take(15).collect();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(e) = crate::cpus::pin(&work.cpus) {
+                log::warn!("the thread's CPUs cannot be set: {e}");
+            }
+            crate::sandbox::enter_data_path();
+            run(&mine, work);
+        })?;
+        Ok(Self {
+            bell,
+            thread: Some(thread),
+        })
+    }
+
+    /// Why nothing is read any more, if that is so.
+    pub(crate) fn lost(&self) -> Option<String> {
+        lock(&self.bell.lost).clone()
+    }
+}
+
+impl Drop for NicThread {
+    fn drop(&mut self) {
+        self.bell.stop.store(true, Ordering::Release);
+        self.bell.call();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the thread of a network device ended by a panic");
+        }
+    }
+}
+
+/// Frames for teams themselves, on their way from the devices' threads to control.
+pub(crate) struct ControlFrames {
+    frames: Mutex<VecDeque<ControlFrame>>,
+    bell: Arc<Bell>,
+}
+
+/// One of them.
+pub(crate) struct ControlFrame {
+    /// The member it came in by, by the number that is its own in all teams.
+    pub(crate) member: u32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl ControlFrames {
+    /// Frames that are kept, and the longest: a flood of them costs who sends it, and no memory.
+    const MOST: usize = 256;
+    const LONGEST: usize = 1600;
+
+    /// `bell` is rung when there are some.
+    pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
+        let frames = Mutex::new(VecDeque::with_capacity(Self::MOST));
+        Arc::new(Self { frames, bell })
+    }
+
+    fn put(&self, member: u32, batch: &Batch, i: usize) {
+        let mut frames = lock(&self.frames);
+        if frames.len() == Self::MOST || batch.frame_len(i) > Self::LONGEST {
+            return;
+        }
+        let mut bytes = vec![0; batch.frame_len(i)];
+        batch.linearize(i, &mut bytes);
+        frames.push_back(ControlFrame { member, bytes });
+        drop(frames);
+        self.bell.call();
+    }
+
+    /// All there are.
+    pub(crate) fn take(&self) -> Vec<ControlFrame> {
+        lock(&self.frames).drain(..).collect()
+    }
+}
+
+fn run(bell: &Bell, work: Work) {
+    let Work {
+        nic,
+        mut forwarder,
+        member,
+        ..
+    } = work;
+    let mut batch = Batch::with_own_bytes(nic.batch_bytes());
+    let mut scratch = Scratch::default();
+    let mut rest = Rest::default();
+    let fds = nic.fds();
+    while !bell.stop.load(Ordering::Acquire) {
+        let full = match &member {
+            Some((member, _)) if member.is_waiting() => {
+                !member.send_waiting(&mut rest, &mut scratch)
+            }
+            _ => false,
+        };
+        match nic.read(&mut batch) {
+            Ok(0) => {
+                if !wait(bell, &fds, full, Some(QUIET)) {
+                    if let Some(forwarder) = &mut forwarder {
+                        forwarder.shrink();
+                    }
+                    wait(bell, &fds, full, None);
+                }
+            }
+            Ok(_) => {
+                let ended = member.as_ref().map_or(0, |(member, control)| {
+                    member.sift(&mut batch, |batch, i| control.put(member.id, batch, i))
+                });
+                if let Some(forwarder) = &mut forwarder {
+                    forwarder.forward_but(ended, &mut batch, &mut scratch, Now::monotonic());
+                }
+            }
+            // The link is down; it may come up again, and control knows.
+            Err(e) if e.raw_os_error() == Some(libc::ENETDOWN) => {}
+            Err(e) => {
+                lose(bell, nic.name(), &e);
+                wait(bell, &[], false, None);
+            }
+        }
+        batch.clear();
+        scratch.call_all();
+    }
+}
+
+fn lose(bell: &Bell, name: &str, e: &io::Error) {
+    let mut lost = lock(&bell.lost);
+    if lost.is_none() {
+        error!("device {name}: {e}; nothing is read from it until it is added again");
+    }
+    *lost = Some(format!("the device {name} was removed ({e})"));
+}
+
+/// Waits until there is something to read, or to be done; with `full` also for room. False if the time
+/// was up before.
+fn wait(bell: &Bell, fds: &[BorrowedFd<'_>], full: bool, time: Option<Timespec>) -> bool {
+    let what = match full {
+        true => PollFlags::IN | PollFlags::OUT,
+        false => PollFlags::IN,
+    };
+    let mut polled = Vec::with_capacity(fds.len() + 1);
+    polled.push(PollFd::from_borrowed_fd(bell.event.as_fd(), PollFlags::IN));
+    polled.extend(fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, what)));
+    match rustix::event::poll(&mut polled, time.as_ref()) {
+        Ok(n) => {
+            if !polled[0].revents().is_empty() {
+                bell.hear();
+            }
+            n != 0
+        }
+        Err(rustix::io::Errno::INTR) => true,
+        Err(e) => {
+            error!("waiting for a network device failed: {e}");
+            // Not a busy loop on an error that stays.
+            std::thread::sleep(Duration::from_millis(100));
+            true
+        }
+    }
+}
