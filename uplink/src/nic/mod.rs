@@ -1,6 +1,7 @@
 //! The host's own network devices: as ports, and as the way to the wire.
 
 pub mod af_packet;
+pub mod links;
 pub mod tap;
 
 mod kernel;

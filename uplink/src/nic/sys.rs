@@ -368,7 +368,7 @@ pub(super) fn send_bytes(file: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(super) use self::testing::{PacketSocket, wait_readable};
+pub(super) use self::testing::{PacketSocket, leave_network, wait_readable};
 
 /// The host's side of a device, for tests.
 #[cfg(test)]
@@ -391,6 +391,13 @@ mod testing {
         // SAFETY: `poll` reads and writes one `pollfd`, which outlives the call.
         let ready = unsafe { libc::poll(&mut polled, 1, 30_000) };
         assert_eq!(ready, 1, "a frame comes");
+    }
+
+    /// Gives this thread, and the processes it starts, a network without any devices of the host's.
+    pub(in crate::nic) fn leave_network() -> io::Result<()> {
+        // SAFETY: `unshare` has no memory arguments.
+        checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+        Ok(())
     }
 
     /// Sends and receives frames of the experimental EtherType and of IPv4 on one device.
