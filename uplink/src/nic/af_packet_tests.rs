@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tandem_virtio_net::offload;
 
 use super::*;
+use crate::nic::links::Links;
 use crate::nic::sys::{PacketSocket, wait_readable};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -21,9 +22,26 @@ fn ip(words: &str) -> bool {
     done.is_ok_and(|done| done.status.success())
 }
 
+/// Waits until the kernel has seen that a wire is plugged in: until then it drops what is sent.
+fn wait_carrier(links: &mut Links, ends: [&String; 2]) {
+    loop {
+        while links.next_event().expect("events").is_some() {}
+        let all = links.all().expect("the links");
+        let plugged = all
+            .iter()
+            .filter(|link| link.carrier)
+            .map(|link| &link.name);
+        if plugged.filter(|name| ends.contains(name)).count() == 2 {
+            return;
+        }
+        wait_readable(links.as_fd());
+    }
+}
+
 /// A wire; none, and a line that says so, without the privilege.
 fn wire(test: &str) -> Option<Wire> {
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut links = Links::open().expect("a netlink socket");
     let [near, far] = ["a", "b"].map(|end| format!("tdw{n}{end}{}", std::process::id()));
     if !ip(&format!("link add {near} type veth peer name {far}")) {
         println!("skipped {test}: no veth devices can be made (root, and iproute2)");
@@ -35,6 +53,7 @@ fn wire(test: &str) -> Option<Wire> {
         let _ = std::fs::write(quiet, "1");
         assert!(ip(&format!("link set {device} mtu 9000 up")));
     }
+    wait_carrier(&mut links, [&near, &far]);
     let nic = AfPacket::open(&near).expect("a packet socket");
     let far = PacketSocket::bind(&far).expect("a packet socket");
     Some(Wire { near, nic, far })
