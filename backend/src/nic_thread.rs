@@ -63,8 +63,15 @@ impl Bell {
         }))
     }
 
-    fn hear(&self) {
+    /// Takes note of all calls so far.
+    pub(crate) fn hear(&self) {
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 }
 

@@ -199,9 +199,9 @@ fn confined(host: &Host) -> Result<()> {
         limit >= 100_000,
         "{limit} descriptors are too few for 1,000 ports"
     );
-    // CAP_CHOWN is bit 0, CAP_NET_ADMIN bit 12.
+    // CAP_CHOWN is bit 0, CAP_NET_ADMIN bit 12, CAP_NET_RAW bit 13.
     let bounds = u64::from_str_radix(field("CapBnd:")?, 16)?;
-    ensure!(bounds & !(1 << 12 | 1) == 0, "{status}");
+    ensure!(bounds & !(3 << 12 | 1) == 0, "{status}");
     ensure!(field("NoNewPrivs:")? == "1", "{status}");
     let exposure = [
         "systemd-analyze",

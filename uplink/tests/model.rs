@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Got, Port, SECOND, access, mac, tagged, trunk};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use tandem_uplink::{Mac, Now, PortPolicy, StormLimit, Switch, SwitchConfig, VlanPolicy};
+use tandem_uplink::{Mac, Now, PortPolicy, StormLimit, Switch, SwitchConfig, VlanPolicy, VlanSet};
 use tandem_virtio_net::DropReason;
 
 const PORTS: usize = 5;
@@ -103,7 +103,8 @@ fn classify(policy: &VlanPolicy, tags: &[u16]) -> Option<(u16, u16)> {
         VlanPolicy::Untagged if vid == 0 => 0,
         VlanPolicy::Access(v) if vid == 0 => v.get(),
         VlanPolicy::Trunk { native, .. } if vid == 0 => native.as_ref()?.get(),
-        VlanPolicy::Trunk { .. } if member(policy, vid) => vid,
+        VlanPolicy::Uplink { native, .. } if vid == 0 => native.as_ref().map_or(0, |n| n.get()),
+        VlanPolicy::Trunk { .. } | VlanPolicy::Uplink { .. } if member(policy, vid) => vid,
         _ => return None,
     };
     Some((vid, priority))
@@ -117,12 +118,21 @@ fn member(policy: &VlanPolicy, vid: u16) -> bool {
             .iter()
             .chain(native.map(|n| n.get()))
             .any(|v| v == vid),
+        VlanPolicy::Uplink { native, .. } if vid == 0 => native.is_none(),
+        VlanPolicy::Uplink { vlans, native } => {
+            let listed = |set: &VlanSet| set.iter().any(|v| v == vid);
+            (1..4095).contains(&vid)
+                && (vlans.as_ref().is_none_or(listed) || native.map(|n| n.get()) == Some(vid))
+        }
     }
 }
 
 fn leaves_with(policy: &VlanPolicy, (vid, priority): (u16, u16)) -> Option<u16> {
     match policy {
         VlanPolicy::Trunk { native, .. } if native.map(|n| n.get()) != Some(vid) => {
+            Some(vid | priority)
+        }
+        VlanPolicy::Uplink { native, .. } if vid != 0 && native.map(|n| n.get()) != Some(vid) => {
             Some(vid | priority)
         }
         _ => None,

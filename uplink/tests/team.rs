@@ -93,7 +93,7 @@ impl Rig {
             .map(|(at, wire)| {
                 wire.room.store(usize::MAX / 2, Ordering::Relaxed);
                 let nic: Arc<dyn Nic> = wire.clone();
-                Arc::new(Member::new(at as u32, nic, own(at), woken.clone()))
+                Arc::new(Member::new(at as u32 + 1, nic, own(at), woken.clone()))
             })
             .collect();
         let places = members.iter().map(|member| Place {
@@ -283,7 +283,7 @@ fn a_port_can_have_a_member_of_its_own_while_that_works() {
     let switch = Arc::new(Switch::new("default", SwitchConfig::default()));
     let [_, port] = ["a", "b"].map(|name| common::Port::add(&switch, name, |_| {}).id);
     let mut rig = Rig::new(2, Mode::Static, Distribution::TransportPorts);
-    rig.plan.pins = vec![(port, 1)];
+    rig.plan.pins = vec![(port, 2)];
     rig.team.publish(&rig.plan);
     let frames: Vec<Vec<u8>> = (0..50).map(|flow| tcp(flow, 0)).collect();
     let spread = |rig: &mut Rig, port| {

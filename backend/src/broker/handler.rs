@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
+use tandem_uplink::nic::af_packet::AfPacket;
 use tandem_uplink::{Mac, TapDevice};
 
 use super::listen::{self, Made};
@@ -31,6 +32,10 @@ impl Handler {
             Request::Tap { name, mtu, mac } => {
                 let TapDevice { file, uso } = TapDevice::open(&name, mtu, mac.map(Mac))?;
                 Ok((Done::Tap { uso }, Some(file.into())))
+            }
+            Request::Packet { name } => {
+                let socket = AfPacket::open_socket(&name)?;
+                Ok((Done::Packet, Some(socket.into())))
             }
             Request::Listen {
                 path,

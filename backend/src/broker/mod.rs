@@ -3,11 +3,12 @@
 //! The daemon has no privileges once it has started (see `sandbox`), and yet a port may be added at
 //! any time: a TAP device, a socket for another group, or one in a directory that is not the
 //! daemon's. So before the daemon gives its privileges up, and before it has threads, it starts
-//! itself once more as the broker, which keeps a few of them and does five things only:
+//! itself once more as the broker, which keeps a few of them and does six things only:
 //!
 //! | request | answer |
 //! |---|---|
 //! | open a TAP device | its descriptor |
+//! | open a packet socket on a network device | its descriptor |
 //! | listen at a path, with permissions and a group | the socket's descriptor, and a number |
 //! | remove the socket of that number | |
 //! | connect to a VMM's socket | the connection's descriptor |
@@ -35,6 +36,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use tandem_uplink::nic::af_packet::AfPacketError;
 use tandem_uplink::{Mac, TapDevice, TapError};
 
 use crate::port::lock;
@@ -105,6 +107,18 @@ impl Broker {
             }),
             Ok(_) => Err(Failure::no_answer().into_tap_error(name, mtu)),
             Err(failure) => Err(failure.into_tap_error(name, mtu)),
+        }
+    }
+
+    /// A packet socket, see [`AfPacket::open_socket`](tandem_uplink::nic::af_packet::AfPacket::open_socket).
+    pub(crate) fn packet(&self, name: &str) -> Result<File, AfPacketError> {
+        let request = Request::Packet {
+            name: name.to_owned(),
+        };
+        match self.ask(request) {
+            Ok((Done::Packet, Some(fd))) => Ok(File::from(fd)),
+            Ok(_) => Err(Failure::no_answer().into_packet_error(name)),
+            Err(failure) => Err(failure.into_packet_error(name)),
         }
     }
 

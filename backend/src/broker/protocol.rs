@@ -14,6 +14,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tandem_uplink::TapError;
+use tandem_uplink::nic::af_packet::AfPacketError;
 use thiserror::Error;
 
 /// The version of the protocol.
@@ -31,6 +32,8 @@ pub(super) enum Request {
         mtu: u16,
         mac: Option<[u8; 6]>,
     },
+    /// Open a packet socket on a network device.
+    Packet { name: String },
     /// Listen at an absolute path.
     Listen {
         path: Vec<u8>,
@@ -57,6 +60,8 @@ pub(super) enum Done {
     Tap {
         uso: bool,
     },
+    /// The socket comes as a descriptor.
+    Packet,
     /// The listening socket comes as a descriptor.
     Listening {
         number: u32,
@@ -113,6 +118,11 @@ impl Failure {
         Self::Refused("its answer is to another question".to_owned())
     }
 
+    /// In the words of a packet socket.
+    pub(super) fn into_packet_error(self, name: &str) -> AfPacketError {
+        AfPacketError::of(name, self.into())
+    }
+
     /// In the words of a TAP device.
     pub(super) fn into_tap_error(self, name: &str, mtu: u16) -> TapError {
         let name = name.to_owned();
@@ -151,6 +161,13 @@ impl From<TapError> for Failure {
                 errno: error.raw_os_error().unwrap_or(libc::EIO),
             },
         })
+    }
+}
+
+impl From<AfPacketError> for Failure {
+    fn from(error: AfPacketError) -> Self {
+        let errno = error.errno();
+        Self::System { errno }
     }
 }
 

@@ -31,9 +31,10 @@ const LIFE: Named = calls! {
     SYS_set_robust_list SYS_sigaltstack SYS_write SYS_writev
 };
 
-/// To wait, and to set one's CPUs and time slice.
+/// To wait, to carry frames in bursts, and to set one's CPUs and time slice.
 const WORK: Named = calls! {
-    SYS_epoll_pwait SYS_ppoll SYS_sched_getattr SYS_sched_setaffinity SYS_sched_setattr
+    SYS_epoll_pwait SYS_ppoll SYS_recvmmsg SYS_sched_getattr SYS_sched_setaffinity
+    SYS_sched_setattr SYS_sendmmsg
 };
 
 /// Older names of such calls, which newer architectures do not have.
@@ -80,7 +81,7 @@ const CHILD: Named = calls! {
 /// libraries ask who they are.
 const BROKER: Named = calls! {
     SYS_fchmodat SYS_fchownat SYS_getegid SYS_geteuid SYS_getgid SYS_getuid SYS_mmap SYS_mprotect
-    SYS_prlimit64 SYS_sendmmsg SYS_uname
+    SYS_prlimit64 SYS_uname
 };
 
 /// Older names of such calls, which newer architectures do not have.
@@ -102,7 +103,17 @@ pub(super) fn daemon() -> List {
         // A thread, and not a process.
         masked(SYS_clone, 0, libc::CLONE_THREAD, libc::CLONE_THREAD),
         only(SYS_tgkill, 0, [u64::from(std::process::id())]),
-        only(SYS_socket, 0, [libc::AF_UNIX as u64]),
+        // Beside those of VMMs, the kernel's link events (NETLINK_ROUTE).
+        (
+            SYS_socket,
+            vec![
+                rule(vec![argument(0, Len::Dword, Op::Eq, libc::AF_UNIX as u64)]),
+                rule(vec![
+                    argument(0, Len::Dword, Op::Eq, libc::AF_NETLINK as u64),
+                    argument(2, Len::Dword, Op::Eq, libc::NETLINK_ROUTE as u64),
+                ]),
+            ],
+        ),
         only(SYS_socketpair, 0, [libc::AF_UNIX as u64]),
         // Not to block, and to see whether a TAP's link is up.
         only(SYS_ioctl, 1, [libc::FIONBIO, libc::SIOCGIFFLAGS]),
@@ -152,7 +163,11 @@ pub(super) fn broker() -> List {
     ]);
     list.extend([
         only(SYS_tgkill, 0, [u64::from(std::process::id())]),
-        only(SYS_socket, 0, [libc::AF_UNIX as u64]),
+        only(
+            SYS_socket,
+            0,
+            [libc::AF_UNIX as u64, libc::AF_PACKET as u64],
+        ),
         only(SYS_fcntl, 1, FCNTL.map(|command| command as u64)),
         only(SYS_ioctl, 1, BROKER_IOCTLS),
         // What systemd's name service asks for.
@@ -173,12 +188,13 @@ const FCNTL: [c_int; 8] = [
     libc::F_GET_SEALS,
 ];
 
-/// To set up a TAP device. The second and third are `TUNSETVNETHDRSZ` and `TUNSETOFFLOAD` of
+/// To set up a TAP device, and to set a device's link up. The second and third are `TUNSETVNETHDRSZ` and `TUNSETOFFLOAD` of
 /// `linux/if_tun.h`.
-const BROKER_IOCTLS: [u64; 8] = [
+const BROKER_IOCTLS: [u64; 9] = [
     libc::TUNSETIFF,
     0x4004_54d8,
     0x4004_54d0,
+    libc::SIOCGIFINDEX,
     libc::SIOCGIFFLAGS,
     libc::SIOCSIFFLAGS,
     libc::SIOCSIFMTU,
@@ -205,9 +221,15 @@ fn masked(call: c_long, at: u8, mask: c_int, value: c_int) -> (i64, Vec<SeccompR
 }
 
 fn when(at: u8, len: Len, op: Op, value: u64) -> SeccompRule {
-    let condition = SeccompCondition::new(at, len, op, value);
-    let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
-    rule.expect("the number of an argument")
+    rule(vec![argument(at, len, op, value)])
+}
+
+fn argument(at: u8, len: Len, op: Op, value: u64) -> SeccompCondition {
+    SeccompCondition::new(at, len, op, value).expect("the number of an argument")
+}
+
+fn rule(conditions: Vec<SeccompCondition>) -> SeccompRule {
+    SeccompRule::new(conditions).expect("a condition")
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ use crate::sys::{self, Log};
 pub(crate) use paths::Paths;
 
 /// Capabilities that the broker keeps, of those it was started with.
-const OF_THE_BROKER: CapabilitySet = CapabilitySet::NET_ADMIN // TAP devices
+const OF_THE_BROKER: CapabilitySet = CapabilitySet::NET_ADMIN // TAP devices, a link to be set up
+    .union(CapabilitySet::NET_RAW) // packet sockets
     .union(CapabilitySet::CHOWN) // sockets for a group that the daemon is not in
     .union(CapabilitySet::DAC_OVERRIDE) // sockets in the directories of other users
     .union(CapabilitySet::SYS_PTRACE); // how a VMM has mapped its memory

@@ -46,6 +46,27 @@ pub enum AfPacketError {
     },
 }
 
+impl AfPacketError {
+    /// What the kernel said of the device `name`.
+    pub fn of(name: &str, error: io::Error) -> Self {
+        let name = name.to_owned();
+        match error.raw_os_error() {
+            Some(libc::ENODEV) => Self::NoDevice(name),
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted(name),
+            _ => Self::Io { name, error },
+        }
+    }
+
+    /// The kernel's number of the error.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NoDevice(_) => libc::ENODEV,
+            Self::NotPermitted(_) => libc::EPERM,
+            Self::Io { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
+        }
+    }
+}
+
 /// A network device, as a port of the switch sees it.
 pub struct AfPacket {
     socket: File,
@@ -72,14 +93,7 @@ impl AfPacket {
             }
             Ok(socket)
         });
-        opened.map_err(|error| {
-            let name = name.to_owned();
-            match error.raw_os_error() {
-                Some(libc::ENODEV) => AfPacketError::NoDevice(name),
-                Some(libc::EPERM | libc::EACCES) => AfPacketError::NotPermitted(name),
-                _ => AfPacketError::Io { name, error },
-            }
-        })
+        opened.map_err(|error| AfPacketError::of(name, error))
     }
 
     /// The device `name` by a socket of [`AfPacket::open_socket`].

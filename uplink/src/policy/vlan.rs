@@ -183,6 +183,13 @@ pub(crate) struct Class {
     priority: u16,
 }
 
+impl Class {
+    /// A frame without priority in VLAN `vid`.
+    pub(crate) fn of(vid: u16) -> Self {
+        Self { vid, priority: 0 }
+    }
+}
+
 impl VlanPolicy {
     /// The class of a frame that comes in with the tag `tag`; none: it may not.
     #[inline]

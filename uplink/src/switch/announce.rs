@@ -7,13 +7,16 @@
 use std::sync::Arc;
 
 use tandem_virtio_net::spec::NetHdr;
+use tandem_virtio_net::wire::arp;
+use tandem_virtio_net::wire::ethernet::{TYPE_IPV4, TYPE_RARP};
 use tandem_virtio_net::{BURST, Batch, Scratch};
 
 use super::counters::SwitchCounters;
 use super::neighbour::{self, Neighbour};
 use super::snapshot::{Port, Snapshot};
 use super::{Forwarder, PortId, Switch};
-use crate::Now;
+use crate::policy::vlan::Class;
+use crate::{Mac, Now};
 
 /// Most announcements of others that a port is told: its ring may be no longer than 256, and has to
 /// carry frames besides.
@@ -46,6 +49,71 @@ impl Switch {
         self.counts.add(self.counts.stripe(), &counts);
         said.scratch.call_all();
     }
+}
+
+impl Switch {
+    /// Says on the uplink `id` for each station behind the other ports where it is, with a frame that
+    /// moves it in the tables of the switches there and means nothing to a station (RARP, RFC 903). For a
+    /// team that is to be reached by another member from now on.
+    pub fn announce_stations(&self, id: PortId) {
+        let snapshot = self.snapshot.load_full();
+        let Some(uplink) = snapshot.get(id) else {
+            return;
+        };
+        let learned = self.table.entries();
+        let mut said = 0;
+        for port in snapshot.ports().filter(|port| port.id != id) {
+            let mine = learned.iter().filter(|(_, o)| *o == port.account.owner);
+            let mut stations: Vec<(Mac, u16)> =
+                mine.map(|(key, _)| (key.mac(), key.vid())).collect();
+            // Where it has said nothing yet it is nowhere else either, but for the VLAN that it would be in.
+            let class = port.vlan.ingress(None);
+            stations.extend(port.mac.zip(class).map(|(mac, class)| (mac, class.vid)));
+            let mut burst = Announcements::default();
+            burst.batch.set_source(port.id.slot);
+            for (mac, vid) in stations
+                .into_iter()
+                .filter(|(_, vid)| uplink.vlan.carries(*vid))
+            {
+                if burst.batch.len() == BURST {
+                    burst.deliver(uplink);
+                }
+                let added = (burst.batch).push_frame(NetHdr::default(), &reverse_arp(mac));
+                if added.is_ok() {
+                    let at = burst.batch.len() - 1;
+                    burst.batch.set_tag(at, uplink.vlan.egress(Class::of(vid)));
+                    said += 1;
+                }
+            }
+            burst.deliver(uplink);
+        }
+        let counts = SwitchCounters {
+            frames: said,
+            unicast: said,
+            announced: said,
+            ..SwitchCounters::default()
+        };
+        self.counts.add(self.counts.stripe(), &counts);
+    }
+}
+
+/// A station asks who it is (RFC 903): nobody answers, and all bridges learn where it is.
+fn reverse_arp(mac: Mac) -> Vec<u8> {
+    const REQUEST_REVERSE: u16 = 3;
+    let mut frame = Vec::with_capacity(60);
+    frame.extend(Mac::BROADCAST.0);
+    frame.extend(mac.0);
+    for word in [TYPE_RARP, arp::HARDWARE_ETHERNET, TYPE_IPV4] {
+        frame.extend(word.to_be_bytes());
+    }
+    frame.extend([6, 4]);
+    frame.extend(REQUEST_REVERSE.to_be_bytes());
+    for _ in 0..2 {
+        frame.extend(mac.0);
+        frame.extend([0; 4]);
+    }
+    frame.resize(60, 0);
+    frame
 }
 
 /// Tells a port where those behind the others are. How many it was told of.

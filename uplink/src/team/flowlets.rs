@@ -11,18 +11,22 @@ use super::distribution::{BUCKETS, MAX_MEMBERS};
 use super::member::Member;
 use crate::Now;
 
-/// Microseconds without a frame after which a bucket may move: longer than the ways by two members
+/// Milliseconds without a frame after which a bucket may move: longer than the ways by two members
 /// differ in what they take.
-const GAP: u64 = 20_000;
+const GAP: u32 = 20;
 /// A bucket moves from a member that has this much more to do than the one with the least, in percent.
 const MORE: u64 = 10;
 /// Buckets that move at most between two looks at the members' load, for one of them shall not get all.
 const MOVES: u32 = 32;
 
-/// Bits of a bucket's word: `microseconds 48 · member's number 16`.
-const NUMBER: u32 = 16;
+/// A bucket's word: `milliseconds 32 · member's number 32`.
+const MILLISECONDS: u32 = 32;
 
-/// The buckets of a team. A word of zero: at home.
+fn packed(at: u32, number: u32) -> u64 {
+    u64::from(at) << MILLISECONDS | u64::from(number)
+}
+
+/// The buckets of a team. A word of zero: it has had no frame, for no member's number is zero.
 pub(super) struct Flowlets {
     buckets: Box<[AtomicU64]>,
     /// Loads of the members by number, in bytes a look.
@@ -30,8 +34,8 @@ pub(super) struct Flowlets {
     seen: Box<[AtomicU64]>,
     moves_left: AtomicU32,
     moved: AtomicU64,
-    /// Microseconds, as the data path sees them.
-    clock: AtomicU64,
+    /// Milliseconds, as the data path sees them.
+    clock: AtomicU32,
 }
 
 impl Default for Flowlets {
@@ -43,7 +47,7 @@ impl Default for Flowlets {
             seen: words(MAX_MEMBERS),
             moves_left: AtomicU32::new(0),
             moved: AtomicU64::new(0),
-            clock: AtomicU64::new(1),
+            clock: AtomicU32::new(0),
         }
     }
 }
@@ -52,7 +56,7 @@ impl Flowlets {
     /// The time of the burst at hand.
     #[inline]
     pub(super) fn set_clock(&self, now: Now) {
-        self.clock.store(now.0 / 1000, Relaxed);
+        self.clock.store((now.0 / 1_000_000) as u32, Relaxed);
     }
 
     /// How often a bucket has moved.
@@ -78,22 +82,21 @@ impl Flowlets {
         let word = &self.buckets[usize::from(bucket) % BUCKETS];
         let now = self.clock.load(Relaxed);
         let old = word.load(Relaxed);
-        let at = match old & ((1 << NUMBER) - 1) {
-            0 => None,
-            number => members.iter().position(|m| u64::from(m.id) + 1 == number),
-        };
-        let quiet = now.saturating_sub(old >> NUMBER) >= GAP;
+        let place = |word: u64| members.iter().position(|m| m.id == word as u32);
+        let at = place(old);
+        // Signed: a thread may have read its clock before the one that was here last.
+        let quiet = now.wrapping_sub((old >> MILLISECONDS) as u32) as i32 >= GAP as i32;
         let next = match at {
             // Its member is not there any more.
             None => home,
             Some(at) if quiet => self.lighter(at, members),
             Some(at) => at,
         };
-        let packed = now << NUMBER | (u64::from(members[next].id) + 1);
-        if packed == old {
+        let new = packed(now, members[next].id);
+        if new == old {
             return next;
         }
-        match word.compare_exchange(old, packed, Relaxed, Relaxed) {
+        match word.compare_exchange(old, new, Relaxed, Relaxed) {
             Ok(_) => {
                 if at.is_some_and(|at| at != next) {
                     self.moved.fetch_add(1, Relaxed);
@@ -101,11 +104,7 @@ impl Flowlets {
                 next
             }
             // Another thread has just decided.
-            Err(theirs) => {
-                let number = theirs & ((1 << NUMBER) - 1);
-                let at = members.iter().position(|m| u64::from(m.id) + 1 == number);
-                at.unwrap_or(home)
-            }
+            Err(theirs) => place(theirs).unwrap_or(home),
         }
     }
 

@@ -65,7 +65,9 @@ impl Machine {
     pub fn add(&mut self, id: u32, mac: Mac) {
         let port = (self.settings.mode == Mode::Lacp).then(|| {
             let timer = self.settings.timer;
-            let group = self.group.get_or_insert_with(|| Group::new(mac, KEY, timer));
+            let group = self
+                .group
+                .get_or_insert_with(|| Group::new(mac, KEY, timer));
             group.add()
         });
         let up = false;
@@ -75,7 +77,13 @@ impl Machine {
     /// Removes a member.
     pub fn remove(&mut self, id: u32) {
         let seat = self.seats.remove(&id);
-        if let (Some(Seat { port: Some(port), .. }), Some(group)) = (seat, &mut self.group) {
+        if let (
+            Some(Seat {
+                port: Some(port), ..
+            }),
+            Some(group),
+        ) = (seat, &mut self.group)
+        {
             group.remove(port);
         }
     }
@@ -234,7 +242,10 @@ mod tests {
         wired.run(Duration::from_secs(3));
         assert_eq!((wired.works(0), wired.works(1)), ([true; 2], [true; 2]));
         let port = wired.ends[0].lacp(1).unwrap();
-        assert_eq!((port.actor().system, port.partner().system), (mac(1), mac(3)));
+        assert_eq!(
+            (port.actor().system, port.partner().system),
+            (mac(1), mac(3))
+        );
         wired.ends[0].set_link(0, false, wired.now);
         wired.run(Duration::from_millis(100));
         assert_eq!(wired.works(0), [false, true]);

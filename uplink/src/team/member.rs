@@ -24,7 +24,7 @@ pub const HEARTBEAT_GROUP: Mac = Mac([0x03, 0x74, 0x61, 0x6e, 0x64, 0x6d]);
 
 /// A device of a team.
 pub struct Member {
-    /// Its number in the team, its own for good.
+    /// Its number in the team, its own for good; not zero.
     pub id: u32,
     /// The device.
     pub nic: Arc<dyn Nic>,
