@@ -22,6 +22,7 @@
 
 mod capture;
 mod events;
+mod handlers;
 mod ports;
 mod problem;
 mod reports;

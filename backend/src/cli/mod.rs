@@ -3,6 +3,7 @@
 mod capture;
 mod events;
 mod keys;
+mod noun;
 mod pages;
 mod port;
 mod show;
@@ -235,9 +236,9 @@ fn command() -> Command {
                 .global(true)
                 .help("Print the API's own objects"),
         )
-        .subcommand(port::command())
+        .subcommand(port::PORT.command())
         .subcommand(vm::command())
-        .subcommand(switch::command())
+        .subcommand(switch::SWITCH.command())
         .subcommand(switch::profile_command())
         .subcommand(capture::command())
         .subcommand(status::command())
@@ -249,9 +250,9 @@ fn command() -> Command {
 
 fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
     match matches.subcommand() {
-        Some(("port", matches)) => port::run(matches),
+        Some(("port", matches)) => port::PORT.run(matches),
         Some(("vm", matches)) => vm::run(matches),
-        Some(("switch", matches)) => switch::run(matches),
+        Some(("switch", matches)) => switch::SWITCH.run(matches),
         Some(("profile", matches)) => switch::run_profile(matches),
         Some(("capture", matches)) => capture::run(matches),
         Some(("status", matches)) => status::run(matches),

@@ -1,55 +1,31 @@
 //! `tandem switch …` and `tandem profile …`.
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use serde_json::Value;
 
-use super::keys::{changes, defaults, flag, name, settings};
+use super::noun::{Noun, Verbs};
 use super::text::{Table, count, paragraph};
-use super::{Failure, Session, parse, watch};
-use crate::config::SWITCH_KEYS;
+use super::{Failure, Session, parse};
+use crate::config::{SWITCH_KEYS, SwitchConfig};
 
-pub(super) fn command() -> Command {
-    let name = || {
-        Arg::new("name")
-            .value_name("NAME")
-            .required(true)
-            .help("The switch's name")
-    };
-    let verb = |verb: &'static str, about: &'static str| Command::new(verb).about(about);
-    Command::new("switch")
-        .about("A switch: frames do not go from one to another")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(
-            verb("list", "List all switches")
-                .visible_alias("ls")
-                .arg(watch()),
-        )
-        .subcommand(verb("show", "Show one switch").arg(name()).arg(watch()))
-        .subcommand(
-            verb("add", "Add a switch; it survives a restart of the daemon")
-                .arg(name())
-                .args(SWITCH_KEYS.iter().map(flag)),
-        )
-        .subcommand(
-            verb("set", "Change some settings of a switch; its ports stay")
-                .arg(name())
-                .args(SWITCH_KEYS.iter().map(flag))
-                .arg(defaults()),
-        )
-        .subcommand(
-            verb(
-                "reset",
-                "Drop what was changed over the API: back to the file",
-            )
-            .arg(name()),
-        )
-        .subcommand(
-            verb("remove", "Remove a switch that has no ports")
-                .visible_alias("del")
-                .arg(name()),
-        )
-}
+pub(super) static SWITCH: Noun<SwitchConfig> = Noun {
+    noun: "switch",
+    about: "A switch: frames do not go from one to another",
+    verbs: Verbs {
+        list: "List all switches",
+        show: "Show one switch",
+        add: "Add a switch; it survives a restart of the daemon",
+        set: "Change some settings of a switch; its ports stay",
+        reset: "Drop what was changed over the API: back to the file",
+        remove: "Remove a switch that has no ports",
+    },
+    path: "/api/v1/switches",
+    keys: SWITCH_KEYS,
+    base: "the file says",
+    list,
+    show,
+    added: |_| String::new(),
+};
 
 pub(super) fn profile_command() -> Command {
     Command::new("profile")
@@ -63,80 +39,11 @@ pub(super) fn profile_command() -> Command {
         )
 }
 
-pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
-    match matches.subcommand() {
-        Some(("list", matches)) => {
-            let session = Session::new(matches)?;
-            let text = session.get("/api/v1/switches")?;
-            if session.json {
-                return Ok(text + "\n");
-            }
-            Ok(list(&parse(&text)?["switches"]))
-        }
-        Some(("show", matches)) => {
-            let name = name(matches)?;
-            let session = Session::new(matches)?;
-            let text = session.get(&path(name))?;
-            if session.json {
-                return Ok(text + "\n");
-            }
-            Ok(show(&parse(&text)?))
-        }
-        Some(("add", matches)) => {
-            let name = name(matches)?;
-            let settings = Value::Object(settings(matches, SWITCH_KEYS)?);
-            let session = Session::new(matches)?;
-            let text = session.create(&path(name), &settings)?;
-            Ok(done(&session, text, &format!("switch {name} added")))
-        }
-        Some(("set", matches)) => {
-            let name = name(matches)?;
-            let changes = changes(matches, SWITCH_KEYS)?;
-            if changes.is_empty() {
-                let words = "there is nothing to set; see tandem switch set --help";
-                return Err(Failure::Usage(words.to_owned()));
-            }
-            let session = Session::new(matches)?;
-            let text = session.patch(&path(name), &Value::Object(changes))?;
-            Ok(done(&session, text, &format!("switch {name} changed")))
-        }
-        Some(("reset", matches)) => {
-            let name = name(matches)?;
-            let session = Session::new(matches)?;
-            let text = session.post(&format!("{}/reset", path(name)))?;
-            let words = format!("switch {name} is what the file says");
-            Ok(done(&session, text, &words))
-        }
-        Some(("remove", matches)) => {
-            let name = name(matches)?;
-            let session = Session::new(matches)?;
-            let text = session.delete(&path(name))?;
-            Ok(done(&session, text, &format!("switch {name} removed")))
-        }
-        _ => Err(Failure::Usage(
-            "a verb is missing; see tandem switch --help".to_owned(),
-        )),
-    }
-}
-
-fn path(name: &str) -> String {
-    format!("/api/v1/switches/{name}")
-}
-
-/// What a change says: the daemon's answer, or for people these words.
-fn done(session: &Session, answer: String, words: &str) -> String {
-    match (session.json, answer.is_empty()) {
-        (true, true) => answer,
-        (true, false) => answer + "\n",
-        (false, _) => format!("{words}\n"),
-    }
-}
-
-fn list(switches: &Value) -> String {
+fn list(answer: &Value) -> String {
     let mut table = Table::new(&["SWITCH", "PORTS", "MACS", "FRAMES", "UNICAST", "FLOODED"])
         .right(&[1, 2, 3, 4, 5])
         .shrinking(&[0]);
-    for switch in switches.as_array().into_iter().flatten() {
+    for switch in answer["switches"].as_array().into_iter().flatten() {
         let frames = |key: &str| count(switch["counters"][key].as_u64());
         table.row(vec![
             switch["name"].as_str().unwrap_or("-").to_owned(),

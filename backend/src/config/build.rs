@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::layer::place_of;
+use super::layer::{Configured, place_of};
 use super::value::Bad;
 use super::{
     Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, Profiles, SocketRole,
@@ -38,10 +38,11 @@ pub fn build(
 ) -> Result<Config, Vec<Problem>> {
     let mut problems = repeated(line);
     let mut config = Config {
-        switches: switches(file, overlay, &mut problems),
+        switches: [(DEFAULT_SWITCH.to_owned(), SwitchConfig::default())].into(),
         profiles: file.profiles.clone(),
         ..Config::default()
     };
+    add_switches(&mut config, file, overlay, run_dir, &mut problems);
     for profile in file.profiles.values() {
         // Once here, and not again for each port that names it.
         let mut port = PortConfig::new(profile.name());
@@ -78,30 +79,34 @@ pub fn build(
     }
 }
 
-/// The switches of the file and of the API, and the one that is always there.
-fn switches(
+/// Adds the switches of the file and of the API.
+fn add_switches(
+    config: &mut Config,
     file: &File,
     overlay: &Overlay,
+    run_dir: &Path,
     problems: &mut Vec<Problem>,
-) -> BTreeMap<String, SwitchConfig> {
-    let mut switches = BTreeMap::from([(DEFAULT_SWITCH.to_owned(), SwitchConfig::default())]);
-    for (name, layer) in file.switches.iter().chain(&overlay.switches) {
-        let mut switch = SwitchConfig::default();
-        layer.apply(&mut switch, problems);
-        switches.insert(name.clone(), switch);
+) {
+    let named = (file.switches.keys()).filter(|name| !overlay.switches.contains_key(*name));
+    let layers = named.map(|name| &file.switches[name]);
+    for layer in layers.chain(overlay.switches.values()) {
+        let (switch, wrong) = make(SwitchConfig::default(), &[layer], config.known(run_dir));
+        config.switches.insert(layer.name.clone(), switch);
+        problems.extend(wrong);
     }
-    switches
 }
 
-/// Makes a switch of what the API says.
+/// Makes what is no port of what one source says of it.
 ///
 /// # Errors
 /// All problems of the settings.
-pub fn build_switch(layer: &Layer<SwitchConfig>) -> Result<SwitchConfig, Vec<Problem>> {
-    let (mut switch, mut problems) = (SwitchConfig::default(), Vec::new());
-    layer.apply(&mut switch, &mut problems);
+pub fn build_one<T: Configured + Default>(
+    layer: &Layer<T>,
+    known: Known<'_>,
+) -> Result<T, Vec<Problem>> {
+    let (one, problems) = make(T::default(), &[layer], known);
     if problems.is_empty() {
-        Ok(switch)
+        Ok(one)
     } else {
         Err(problems)
     }
@@ -187,7 +192,6 @@ fn excluded(layers: &[&Layer]) -> Vec<&'static str> {
 fn merge(layers: &[&Layer], known: Known<'_>) -> (PortConfig, Vec<Problem>) {
     let name = layers.first().map_or("", |layer| layer.name.as_str());
     let mut port = PortConfig::new(name);
-    let mut problems = Vec::new();
     let mut all = layers.to_vec();
     let profile = layers
         .iter()
@@ -198,17 +202,33 @@ fn merge(layers: &[&Layer], known: Known<'_>) -> (PortConfig, Vec<Problem>) {
         profile.apply_but(&excluded(layers), &mut port, &mut Vec::new());
         all.insert(0, profile);
     }
+    make_over(port, layers, &all, known)
+}
+
+/// As far as it can be made out, what these layers say, and all that is wrong with it.
+fn make<T: Configured>(start: T, layers: &[&Layer<T>], known: Known<'_>) -> (T, Vec<Problem>) {
+    make_over(start, layers, layers, known)
+}
+
+/// The same over what `start` has of its own; `all` are all layers, those that win last.
+fn make_over<T: Configured>(
+    mut start: T,
+    layers: &[&Layer<T>],
+    all: &[&Layer<T>],
+    known: Known<'_>,
+) -> (T, Vec<Problem>) {
+    let name = layers.first().map_or("", |layer| layer.name.as_str());
+    let mut problems = Vec::new();
     for layer in layers {
-        layer.apply(&mut port, &mut problems);
+        layer.apply(&mut start, &mut problems);
     }
-    let mut crossed = check::port(&port, known.run_dir);
-    crossed.extend(check::among(&port, known));
+    let mut crossed = start.check(name, known);
     // A key that is wrong by itself has its default here: what follows from that would mislead.
     let known = |key: &Option<String>| problems.iter().any(|p: &Problem| p.refused.field == *key);
     crossed.retain(|refused| !known(&refused.field));
     problems.extend(crossed.into_iter().map(|refused| Problem {
-        place: place_of(&all, refused.field.as_deref()).to_owned(),
+        place: place_of(all, refused.field.as_deref()).to_owned(),
         refused,
     }));
-    (port, problems)
+    (start, problems)
 }

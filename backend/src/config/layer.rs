@@ -2,26 +2,81 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::keys::{self, Key, Kind, PORT_KEYS, SWITCH_KEYS};
 use super::value::{self, Bad};
-use super::{Origin, PortConfig, Problem, SwitchConfig};
+use super::{Known, Origin, PortConfig, Problem, SwitchConfig, check};
 use crate::control::{Refused, RefusedKind};
 
-/// Something that is configured by keys.
-pub trait Configured: Clone + fmt::Debug + Sized + 'static {
+/// Something that is configured by keys. Serializes to what the API shows of its settings.
+pub trait Configured: Clone + fmt::Debug + Serialize + Send + Sync + Sized + 'static {
     /// Its keys, in the order they are shown.
     fn keys() -> &'static [Key<Self>];
 
     /// Where the settings that are no defaults came from, by key.
+    fn origin(&self) -> &BTreeMap<&'static str, Origin>;
+
+    /// The same, to be written.
     fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin>;
+
+    /// Checks the settings of the one that is called `name` against each other, and against what else
+    /// there is.
+    fn check(&self, name: &str, known: Known<'_>) -> Vec<Refused>;
+
+    /// Where each setting came from.
+    fn origins(&self) -> BTreeMap<&'static str, Origin> {
+        let set = |key| self.origin().get(key).copied().unwrap_or(Origin::Default);
+        let keys = Self::keys().iter().map(|key| key.name);
+        keys.map(|key| (key, set(key))).collect()
+    }
+
+    /// An entity tag (RFC 9110, 8.8.3) of the settings and where each came from: the same for the same,
+    /// and in all likelihood another for others. Counters and state are no part of it.
+    fn tag(&self) -> String {
+        let settings = serde_json::to_string(&(self, self.origin())).unwrap_or_default();
+        let mut hasher = DefaultHasher::new();
+        settings.hash(&mut hasher);
+        format!("\"{:016x}\"", hasher.finish())
+    }
+
+    /// The settings that somebody set for this one, as the API takes them.
+    fn settings(&self) -> Map<String, Value> {
+        let all = serde_json::to_value(self).unwrap_or_default();
+        let own = (self.origin().iter()).filter(|(_, origin)| **origin != Origin::Profile);
+        own.map(|(key, _)| ((*key).to_owned(), all[*key].clone()))
+            .collect()
+    }
+
+    /// Whether both ask for the same, whoever asked.
+    fn is_same(&self, other: &Self) -> bool {
+        let value = |config: &Self| serde_json::to_value(config).ok();
+        value(self) == value(other)
+    }
 }
 
 impl Configured for PortConfig {
     fn keys() -> &'static [Key<Self>] {
         PORT_KEYS
+    }
+
+    fn origin(&self) -> &BTreeMap<&'static str, Origin> {
+        &self.origin
+    }
+
+    fn check(&self, _: &str, known: Known<'_>) -> Vec<Refused> {
+        let mut wrong = check::port(self, known.run_dir);
+        wrong.extend(check::among(self, known));
+        wrong
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let value = |port: &Self| serde_json::to_value(port).ok();
+        let inherited = |port: &Self| port.socket_fd.is_some();
+        inherited(self) == inherited(other) && value(self) == value(other)
     }
 
     fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin> {
@@ -32,6 +87,14 @@ impl Configured for PortConfig {
 impl Configured for SwitchConfig {
     fn keys() -> &'static [Key<Self>] {
         SWITCH_KEYS
+    }
+
+    fn origin(&self) -> &BTreeMap<&'static str, Origin> {
+        &self.origin
+    }
+
+    fn check(&self, _: &str, _: Known<'_>) -> Vec<Refused> {
+        Vec::new()
     }
 
     fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin> {
@@ -209,8 +272,8 @@ pub fn flag_value<T>(key: &'static Key<T>, text: Option<&str>) -> Result<Value, 
     value::from_text(key.kind, text).map_err(|bad| bad.refused(Some(key.name)))
 }
 
-/// Layers of one port by key, for [`super::build`].
-pub(super) fn place_of<'a>(layers: &[&'a Layer], key: Option<&str>) -> &'a str {
+/// Where a key of one port, or of something else, was set: in the last of these layers that has it.
+pub(super) fn place_of<'a, T: Configured>(layers: &[&'a Layer<T>], key: Option<&str>) -> &'a str {
     let settings = layers.iter().rev().flat_map(|layer| &layer.settings);
     let mut named = settings.filter(|setting| Some(setting.key.name) == key);
     match (named.next(), layers.last()) {

@@ -14,18 +14,16 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
 use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 use utoipa::ToSchema;
 
-pub use build::{Known, add_overlay, build, build_port, build_switch};
+pub use build::{Known, add_overlay, build, build_one, build_port};
 pub use file::File;
 pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
 pub use layer::{Configured, Layer, Overlay, Profiles, flag_value};
@@ -170,28 +168,6 @@ impl PortConfig {
         }
     }
 
-    /// Whether both ask for the same port, whoever asked.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let value = |port: &Self| serde_json::to_value(port).ok();
-        let inherited = |port: &Self| port.socket_fd.is_some();
-        inherited(self) == inherited(other) && value(self) == value(other)
-    }
-
-    /// The settings that somebody set for this port, as the API takes them.
-    pub(crate) fn settings(&self) -> Map<String, Value> {
-        let own = self
-            .origin
-            .iter()
-            .filter(|(_, origin)| **origin != Origin::Profile);
-        settings_of(self, own.map(|(key, _)| key))
-    }
-
-    /// An entity tag (RFC 9110, 8.8.3) of the settings and where each came from: the same for the same,
-    /// and in all likelihood another for others. Counters and state are no part of it.
-    pub fn tag(&self) -> String {
-        tag_of(&(self, &self.origin))
-    }
-
     /// Whether they differ in nothing, or only in what the switch makes of the port's frames.
     pub(crate) fn differs_in_policy_only(&self, other: &Self) -> bool {
         let like_other = Self {
@@ -241,40 +217,6 @@ impl Default for SwitchConfig {
             origin: BTreeMap::new(),
         }
     }
-}
-
-impl SwitchConfig {
-    /// Whether both ask for the same switch, whoever asked.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        (self.ageing_seconds, self.mac_limit) == (other.ageing_seconds, other.mac_limit)
-    }
-
-    /// As [`PortConfig::tag`].
-    pub fn tag(&self) -> String {
-        tag_of(&(self, &self.origin))
-    }
-
-    /// The settings that somebody set, as the API takes them.
-    pub(crate) fn settings(&self) -> Map<String, Value> {
-        settings_of(self, self.origin.keys())
-    }
-}
-
-/// The values of some keys.
-fn settings_of<'a>(
-    config: &impl Serialize,
-    keys: impl Iterator<Item = &'a &'static str>,
-) -> Map<String, Value> {
-    let all = serde_json::to_value(config).unwrap_or_default();
-    keys.map(|key| ((*key).to_owned(), all[*key].clone()))
-        .collect()
-}
-
-fn tag_of(config: &impl Serialize) -> String {
-    let settings = serde_json::to_string(config).unwrap_or_default();
-    let mut hasher = DefaultHasher::new();
-    settings.hash(&mut hasher);
-    format!("\"{:016x}\"", hasher.finish())
 }
 
 /// Tells whether `name` can be a port's, a VM's or a switch's: `[A-Za-z0-9._-]{1,64}`, the first a

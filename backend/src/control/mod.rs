@@ -2,6 +2,7 @@
 
 mod capturing;
 mod ports;
+mod resource;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use crate::events::EventKind;
 use crate::status::{PortStatus, SwitchesStatus, VmUsage};
 
 pub use ports::{Base, Condition, Control, Put, Reloaded, Removed, Setup};
+pub use resource::Resource;
 
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,12 +9,14 @@ use serde_json::{Map, Value};
 
 use super::{Engine, Refused, RefusedKind};
 use crate::config::{
-    Config, Known, Layer, Origin, Overlay, PortConfig, Problem, Profiles, SwitchConfig, build_port,
+    Config, Configured, Known, Layer, Origin, Overlay, PortConfig, Problem, Profiles, SwitchConfig,
+    build_port,
 };
 use crate::events::{Event, EventKind, Events};
 use crate::status::Port;
 use crate::store::Store;
 
+mod fabric;
 mod reload;
 mod reports;
 mod switches;
@@ -84,7 +86,7 @@ pub enum Condition {
     IsNew,
     /// There is one, with whatever settings.
     Exists,
-    /// There is one, with the settings of one of these tags: see [`PortConfig::tag`].
+    /// There is one, with the settings of one of these tags: see [`Configured::tag`].
     Is(Vec<String>),
 }
 
@@ -304,17 +306,9 @@ impl Control {
         let old = self.read().get(name).cloned();
         let aside = self.aside(name);
         let port = old.as_ref().or(aside.as_ref());
-        // What would be refused anyway does not depend on the condition (RFC 9110, 13.2.1).
         let checked = self.checked(name, settings);
-        let is_invalid =
-            |all: &Vec<Refused>| all.iter().any(|one| one.kind == RefusedKind::Invalid);
-        if checked.as_ref().is_err_and(is_invalid) {
-            return Err(checked.err().unwrap_or_default());
-        }
-        condition
-            .check("port", name, port.map(PortConfig::tag))
-            .map_err(|stale| vec![stale])?;
-        let (layer, mut new) = checked?;
+        let stale = condition.check("port", name, port.map(Configured::tag));
+        let (layer, mut new) = unless_stale(checked, stale)?;
         // A socket that we were handed has no name to come back by.
         if let Some(fd) = old.as_ref().and_then(|old| old.socket_fd.as_ref())
             && new.socket.is_none()
@@ -385,7 +379,7 @@ impl Control {
             }
         };
         condition
-            .check("port", name, port.map(PortConfig::tag))
+            .check("port", name, port.map(Configured::tag))
             .map_err(|stale| vec![stale])?;
         let mut next = overlay.clone();
         next.ports.remove(name);
@@ -412,7 +406,7 @@ impl Control {
         if port.is_none() {
             return Err(not_found(name));
         }
-        condition.check("port", name, port.map(PortConfig::tag))?;
+        condition.check("port", name, port.map(Configured::tag))?;
         let mut next = overlay.clone();
         next.ports.remove(name);
         if self.read_base().file.contains_key(name) {
@@ -554,6 +548,19 @@ impl Control {
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, PortConfig>> {
         self.ports.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What was checked, if it may be: what would be refused anyway does not depend on the condition
+/// (RFC 9110, 13.2.1).
+fn unless_stale<T>(
+    checked: Result<T, Vec<Refused>>,
+    condition: Result<(), Refused>,
+) -> Result<T, Vec<Refused>> {
+    let is_invalid = |all: &Vec<Refused>| all.iter().any(|one| one.kind == RefusedKind::Invalid);
+    if !checked.as_ref().is_err_and(is_invalid) {
+        condition.map_err(|stale| vec![stale])?;
+    }
+    checked
 }
 
 fn refusals(problems: Vec<Problem>) -> Vec<Refused> {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
 
 use super::{
-    Base, Condition, Control, Engine, Put, Refused, RefusedKind, Reloaded, Removed, Setup,
+    Base, Condition, Control, Engine, Put, Refused, RefusedKind, Reloaded, Removed, Resource, Setup,
 };
 use crate::capture;
 use crate::config::{
@@ -777,7 +777,7 @@ fn switches_come_and_go_and_what_was_set_survives() {
     let always = &Condition::Always;
     let set = |name: &str, limit: u32| {
         let settings = settings(json!({"mac_limit": limit}));
-        bench.control.put_switch(name, &settings, always)
+        SwitchConfig::put(&bench.control, name, &settings, always)
     };
     set("lab", 100).unwrap();
     set("default", 200).unwrap();
@@ -789,12 +789,13 @@ fn switches_come_and_go_and_what_was_set_survives() {
     assert_eq!(bench.engine.calls(), Vec::<String>::new());
     let on_lab = settings(json!({"switch": "lab"}));
     bench.control.put("db1", &on_lab, always).unwrap();
-    let refused = |result: Result<(), Refused>| result.unwrap_err();
-    let in_use = refused(bench.control.remove_switch("lab", always));
+    let remove = |name: &str| SwitchConfig::remove(&bench.control, name, always);
+    let refused = |result: Result<Removed, Refused>| result.unwrap_err();
+    let in_use = refused(remove("lab"));
     assert!(in_use.to_string().contains("has ports: db1"), "{in_use}");
-    let default = refused(bench.control.remove_switch("default", always));
+    let default = refused(remove("default"));
     assert_eq!(default.kind, RefusedKind::Conflict);
-    let nobody = refused(bench.control.remove_switch("nobody", always));
+    let nobody = refused(remove("nobody"));
     assert_eq!(nobody.kind, RefusedKind::NotFound);
     assert_eq!(set("x y", 100).unwrap_err()[0].kind, RefusedKind::Invalid);
     assert_eq!(
@@ -809,11 +810,11 @@ fn switches_come_and_go_and_what_was_set_survives() {
         ports(&[("db1", 1500), ("web1", 2000)])
     );
     bench.control.remove("db1", always).unwrap();
-    bench.control.remove_switch("lab", always).unwrap();
+    SwitchConfig::remove(&bench.control, "lab", always).unwrap();
     bench.engine.calls();
     // One of the file goes with the file.
     reload(&bench, "[switch.blue]\n[port.web1]\nmtu = 2000\n").unwrap();
-    let in_file = bench.control.remove_switch("blue", always).unwrap_err();
+    let in_file = SwitchConfig::remove(&bench.control, "blue", always).unwrap_err();
     assert!(in_file.to_string().contains("configuration file"));
     reload(&bench, "[port.web1]\nmtu = 2000\n").unwrap();
     assert_eq!(

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Base, Control, PortConfig};
-use crate::config::{Config, Overlay, Problem, SwitchConfig};
+use crate::config::{Config, Configured, Overlay, Problem, SwitchConfig};
 use crate::control::RefusedKind;
 
 /// What a successful [`Control::reload`] did: numbers of ports.
@@ -49,7 +49,7 @@ impl Control {
         let reloaded = match reloaded {
             Ok(reloaded) => reloaded,
             Err(problems) => {
-                self.take_back(&switches);
+                self.take_back_switches(&switches);
                 return Err(problems);
             }
         };
@@ -175,8 +175,8 @@ impl Control {
         let mut done = Vec::new();
         for (name, new) in &config.switches {
             let old = running.get(name);
-            if let Err(refused) = self.exchange_switch(name, old, Some(new)) {
-                self.take_back(&done);
+            if let Err(refused) = self.exchange_fabric(name, old, Some(new)) {
+                self.take_back_switches(&done);
                 let place = format!("switch {name}");
                 return Err(vec![Problem { place, refused }]);
             }
@@ -185,11 +185,9 @@ impl Control {
         Ok(done)
     }
 
-    fn take_back(&self, done: &[SwitchStep]) {
+    fn take_back_switches(&self, done: &[SwitchStep]) {
         for (name, old, new) in done {
-            if let Err(refused) = self.exchange_switch(name, Some(new), old.as_ref()) {
-                log::error!("switch {name}: a change could not be taken back: {refused}");
-            }
+            self.take_back(name, old.as_ref(), Some(new));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Control, not_found};
-use crate::config::{Origin, PORT_KEYS, PortConfig};
+use crate::config::{Configured, PortConfig};
 use crate::control::{Refused, RefusedKind};
 use crate::status::{Port, PortState, PortStatus, PortsTotal, Profile, Status, Vm};
 
@@ -127,16 +127,12 @@ impl Control {
     }
 
     pub(super) fn port_of(&self, config: &PortConfig, running: Option<PortStatus>) -> Port {
-        let set = |key| config.origin.get(key).copied().unwrap_or(Origin::Default);
         let mut shown = config.clone();
         shown.socket = config.socket_path(&self.run_dir);
         Port {
             tag: config.tag(),
             config: shown,
-            origin: PORT_KEYS
-                .iter()
-                .map(|key| (key.name, set(key.name)))
-                .collect(),
+            origin: config.origins(),
             // A port between two settings is not running for a moment.
             running: running.unwrap_or_else(|| PortStatus {
                 reason: Some("it is being changed; ask again".to_owned()),
