@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::response::Parts;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+
+use crate::control::Condition;
 
 /// Time for a whole request. Removing a port waits for its VM's threads, never for the VM.
 const TIME: Duration = Duration::from_secs(30);
@@ -43,10 +46,22 @@ pub enum ClientError {
     /// The daemon said no.
     #[error("{0}")]
     Refused(String),
+    /// What the request depends on is no longer so.
+    #[error("{0}")]
+    Stale(String),
 }
 
-/// Sends a request to the daemon at `socket` and returns the answer's JSON as it came, empty if
-/// there is none.
+/// An answer of the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// JSON as it came; empty if there is none.
+    pub text: String,
+    /// The tag of the settings that it has, if it has one.
+    pub tag: Option<String>,
+}
+
+/// Sends a request to the daemon at `socket` and returns the answer. What the request depends on is
+/// the daemon's to check.
 ///
 /// # Errors
 /// See [`ClientError`]; a refusal by the daemon is one, too.
@@ -54,27 +69,33 @@ pub fn request(
     socket: &Path,
     method: Method,
     path: &str,
-    create_only: bool,
+    condition: &Condition,
     body: Option<&Value>,
-) -> Result<String, ClientError> {
+) -> Result<Answer, ClientError> {
     let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, "tandem")
         .header(header::CONTENT_TYPE, "application/json");
-    if create_only {
-        request = request.header(header::IF_NONE_MATCH, "*");
-    }
+    request = match condition {
+        Condition::Always => request,
+        Condition::IsNew => request.header(header::IF_NONE_MATCH, "*"),
+        Condition::Exists => request.header(header::IF_MATCH, "*"),
+        Condition::Is(tags) => request.header(header::IF_MATCH, tags.join(", ")),
+    };
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = request
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| ClientError::Broken(error.to_string()))?;
-    let (status, bytes) = runtime()?.block_on(async {
+    let (response, bytes) = runtime()?.block_on(async {
         tokio::time::timeout(TIME, exchange(socket, request))
             .await
             .unwrap_or(Err(ClientError::Slow))
     })?;
-    answer(status, &bytes)
+    let tag = response.headers.get(header::ETAG);
+    let tag = tag.and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+    let text = answer(response.status, &bytes)?;
+    Ok(Answer { text, tag })
 }
 
 /// Sends a GET and hands over the answer's body as it comes, until it ends or `take` says so.
@@ -173,13 +194,13 @@ fn runtime() -> Result<Runtime, ClientError> {
 async fn exchange(
     socket: &Path,
     request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), ClientError> {
+) -> Result<(Parts, Bytes), ClientError> {
     let (response, connection) = send(socket, request).await?;
     let _connection = Ended(connection);
-    let status = response.status();
-    let body = response.into_body().collect().await;
+    let (head, body) = response.into_parts();
+    let body = body.collect().await;
     let body = body.map_err(|error| ClientError::Broken(error.to_string()))?;
-    Ok((status, body.to_bytes()))
+    Ok((head, body.to_bytes()))
 }
 
 type Sent = (Response<Incoming>, JoinHandle<hyper::Result<()>>);
@@ -218,7 +239,11 @@ fn refused(status: StatusCode, bytes: &[u8]) -> ClientError {
     let refusal = serde_json::from_slice(bytes)
         .ok()
         .and_then(|problem| refusal(&problem));
-    ClientError::Refused(refusal.unwrap_or_else(|| format!("tandemd said {status}; see its log")))
+    let words = refusal.unwrap_or_else(|| format!("tandemd said {status}; see its log"));
+    match status {
+        StatusCode::PRECONDITION_FAILED => ClientError::Stale(words),
+        _ => ClientError::Refused(words),
+    }
 }
 
 /// All errors of a problem (RFC 9457) in one line.

@@ -25,21 +25,23 @@ use crate::bell;
 use crate::broker::Broker;
 use crate::capture;
 use crate::cgroup::Groups;
-use crate::config::{PortConfig, SwitchConfig};
+use crate::config::{PortConfig, SwitchConfig, TeamConfig};
 use crate::control::{Engine, Refused, RefusedKind};
 use crate::events::{Event, EventKind, Events};
 use crate::port::{GuestPort, lock};
-use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, VmUsage};
+use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, TeamStatus, VmUsage};
 use crate::vhost::Endpoint;
 use crate::worker::Workers;
 
 mod build;
 mod neighbours;
 mod report;
+mod uplinks;
 mod watch;
 
 use build::Outside;
 use neighbours::{Announcer, Desk};
+use uplinks::Uplinks;
 use watch::{Notified, Notifier, Published};
 
 /// How often the `control` thread looks around.
@@ -53,6 +55,8 @@ pub struct EngineOptions {
     pub cpus: Vec<usize>,
     /// The switches by name.
     pub switches: BTreeMap<String, SwitchConfig>,
+    /// The teams by name.
+    pub teams: BTreeMap<String, TeamConfig>,
     /// Who is told what happens.
     pub events: Arc<Events>,
     /// Where the threads of VMs are put.
@@ -66,11 +70,6 @@ pub struct EngineOptions {
 /// # Errors
 /// What could not be set up, and what to do about it.
 pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
-    let switches = options
-        .switches
-        .iter()
-        .map(|(name, config)| (name.clone(), Arc::new(build::switch(name, config))))
-        .collect();
     crate::sys::install_interrupt()
         .map_err(|e| Refused::new(RefusedKind::System, e.to_string(), "see the kernel's log"))?;
     let workers = Workers::new(options.cpus.clone(), Arc::clone(&options.groups));
@@ -86,7 +85,8 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
     let core = Arc::new(Core {
         options,
         notifier,
-        switches: Mutex::new(switches),
+        switches: Mutex::default(),
+        uplinks: Uplinks::default(),
         workers,
         announcer: announcer.desk(),
         beats: AtomicU64::new(0),
@@ -104,11 +104,19 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
     }
     let chores = chores.into_iter().collect::<io::Result<Vec<_>>>();
     let chores = chores.map_err(threads)?;
-    Ok(Arc::new(Running {
+    let running = Running {
         core,
         chores,
         _announcer: announcer,
-    }))
+    };
+    let options = &running.core.options;
+    for (name, team) in &options.teams {
+        running.add_team(name, team)?;
+    }
+    for (name, switch) in &options.switches {
+        running.add_switch(name, switch)?;
+    }
+    Ok(Arc::new(running))
 }
 
 /// A thread that does something now and then, until this is dropped.
@@ -163,6 +171,7 @@ struct Core {
     notifier: Notifier,
     /// Never locked for long: what goes through all of them takes a copy.
     switches: Mutex<BTreeMap<String, Arc<Switch>>>,
+    uplinks: Uplinks,
     workers: Workers,
     announcer: Desk,
     /// How often the `control` thread has looked after the ports.
@@ -265,6 +274,22 @@ fn no_such_switch(name: &str) -> Refused {
 }
 
 impl Engine for Running {
+    fn add_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused> {
+        self.core.uplinks.add_team(name, team)
+    }
+
+    fn change_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused> {
+        self.core.uplinks.change_team(name, team)
+    }
+
+    fn remove_team(&self, name: &str) -> Result<(), Refused> {
+        self.core.uplinks.remove_team(name)
+    }
+
+    fn teams(&self) -> Vec<TeamStatus> {
+        self.core.uplinks.teams()
+    }
+
     fn add_switch(&self, name: &str, config: &SwitchConfig) -> Result<(), Refused> {
         let mut switches = lock(&self.core.switches);
         if switches.contains_key(name) {
@@ -273,6 +298,7 @@ impl Engine for Running {
             return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
         }
         let switch = Arc::new(build::switch(name, config));
+        self.core.uplinks.set(name, config)?;
         switches.insert(name.to_owned(), switch);
         Ok(())
     }
@@ -280,6 +306,7 @@ impl Engine for Running {
     fn change_switch(&self, name: &str, config: &SwitchConfig) -> Result<(), Refused> {
         let switches = self.core.switches();
         let switch = switches.get(name).ok_or_else(|| no_such_switch(name))?;
+        self.core.uplinks.set(name, config)?;
         switch.configure(build::sizes(config));
         Ok(())
     }
@@ -293,7 +320,9 @@ impl Engine for Running {
             return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
         }
         let removed = lock(&self.core.switches).remove(name);
-        removed.map(drop).ok_or_else(|| no_such_switch(name))
+        removed.ok_or_else(|| no_such_switch(name))?;
+        self.core.uplinks.end(name);
+        Ok(())
     }
 
     fn add_port(&self, config: &PortConfig, event: EventKind) -> Result<(), Refused> {
@@ -396,7 +425,10 @@ impl Engine for Running {
         let switches = self.core.switches();
         let switches = switches.iter().map(|(name, switch)| {
             let mine = ports.values().filter(|port| port.config.switch == *name);
-            report::switch(name, switch, mine)
+            SwitchStatus {
+                uplink_status: self.core.uplinks.of(name),
+                ..report::switch(name, switch, mine)
+            }
         });
         let switches: Vec<SwitchStatus> = switches.collect();
         SwitchesStatus {

@@ -28,6 +28,18 @@ pub enum EventKind {
     PortUp,
     /// A port carries no frames any more; the detail says why.
     PortDown,
+    /// A team was made.
+    TeamAdded,
+    /// A team has other settings.
+    TeamChanged,
+    /// A team was ended.
+    TeamRemoved,
+    /// A member of a team, or the device of an uplink, can carry frames.
+    MemberUp,
+    /// It cannot any more; the detail says why.
+    MemberDown,
+    /// Frames leave by another member; the detail says why and how long it took.
+    TeamFailover,
     /// A VMM has connected.
     VmmConnected,
     /// A VMM is gone; the detail says why, if that is known.
@@ -66,6 +78,12 @@ pub struct Event {
     /// The switch, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch: Option<String>,
+    /// The team, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// The member's device, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
     /// More, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -80,6 +98,8 @@ impl Event {
             event,
             port: None,
             switch: None,
+            team: None,
+            member: None,
             detail: None,
         }
     }
@@ -89,6 +109,22 @@ impl Event {
         Self {
             port: Some(port.to_owned()),
             ..Self::new(event)
+        }
+    }
+
+    /// An event of now about a team.
+    pub fn of_team(event: EventKind, team: &str) -> Self {
+        Self {
+            team: Some(team.to_owned()),
+            ..Self::new(event)
+        }
+    }
+
+    /// An event of now about a member of a team, or the device of a switch's uplink.
+    pub fn of_member(event: EventKind, team: &str, member: &str) -> Self {
+        Self {
+            member: Some(member.to_owned()),
+            ..Self::of_team(event, team)
         }
     }
 

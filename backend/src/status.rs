@@ -9,6 +9,13 @@ use serde_json::{Map, Value};
 use tandem_virtio_net::Counters;
 use utoipa::ToSchema;
 
+mod teams;
+
+pub use teams::{
+    Failover, LacpEnd, LacpStatus, LldpStatus, MemberState, MemberStatus, Team, TeamState,
+    TeamStatus, Teams,
+};
+
 use crate::api::PortSettings;
 use crate::config::{Origin, PortConfig, SwitchConfig};
 
@@ -245,7 +252,7 @@ pub struct SwitchCounters {
 }
 
 /// One switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SwitchStatus {
     /// Its name.
     pub name: String,
@@ -258,6 +265,9 @@ pub struct SwitchStatus {
     pub duplicate_macs: Vec<String>,
     /// What it did with the frames.
     pub counters: SwitchCounters,
+    /// What its uplink does, if it has one; a device is a team of one.
+    #[serde(default)]
+    pub uplink_status: Option<TeamStatus>,
 }
 
 /// A switch in the API: what was asked for and what it does.
@@ -304,7 +314,7 @@ pub struct Profiles {
 }
 
 /// The switches, as the engine knows them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SwitchesStatus {
     /// CPUs of the data path, ascending.
     pub cpus: Vec<usize>,
@@ -322,7 +332,7 @@ pub struct PortsTotal {
 }
 
 /// The answer to a status request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,

@@ -1,7 +1,8 @@
 //! What was set over the API, kept in the state directory so that it survives a restart.
 //!
-//! One small JSON file: `{"version":2,"ports":{"web1":{"mtu":9000},"old":null},"switches":{}}`, where
-//! `null` is a port of the configuration file that was removed. Version 1 had no switches. It is replaced as a whole: written beside,
+//! One small JSON file: `{"version":3,"ports":{"web1":{"mtu":9000},"old":null},"switches":{},"teams":{}}`,
+//! where `null` is a port of the configuration file that was removed. Version 1 had no switches, and
+//! version 2 no teams. It is replaced as a whole: written beside,
 //! synced, renamed, and the directory synced, so that after a power cut there is the old file or
 //! the new one. What cannot be read is never guessed at.
 
@@ -14,11 +15,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Layer, Origin, Overlay, Problem};
+use crate::config::{Configured, Layer, Origin, Overlay, Problem};
 use crate::control::{Refused, RefusedKind};
 
 /// The version of the format that is written.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 
 /// The file of ports in a state directory.
 #[derive(Clone, Debug)]
@@ -32,7 +33,9 @@ struct Saved {
     version: u64,
     ports: BTreeMap<String, Option<Map<String, Value>>>,
     #[serde(default)]
-    switches: BTreeMap<String, Map<String, Value>>,
+    switches: Tables,
+    #[serde(default)]
+    teams: Tables,
 }
 
 impl Store {
@@ -77,7 +80,7 @@ impl Store {
                 },
             )?;
         match saved.version {
-            1 | VERSION => self.layers(saved),
+            1..=VERSION => self.layers(saved),
             newer if newer > VERSION => Err(self.newer(newer)),
             other => Err(self.problem(format!("is damaged: there is no version {other}"), remedy)),
         }
@@ -96,13 +99,8 @@ impl Store {
                 Err(wrong) => problems.extend(wrong),
             }
         }
-        for (name, settings) in saved.switches {
-            let place = place("switch ", &name);
-            match Layer::from_json(&name, Origin::Api, &place, &settings) {
-                Ok(layer) => drop(overlay.switches.insert(name, layer)),
-                Err(wrong) => problems.extend(wrong),
-            }
-        }
+        overlay.switches = layers(saved.switches, |n| place("switch ", n), &mut problems);
+        overlay.teams = layers(saved.teams, |n| place("team ", n), &mut problems);
         if problems.is_empty() {
             Ok(overlay)
         } else {
@@ -131,17 +129,15 @@ impl Store {
     pub fn save(&self, overlay: &Overlay) -> Result<(), Refused> {
         let json = |layer: &Option<Layer>| layer.as_ref().map(Layer::to_json);
         let ports = overlay.ports.iter();
-        let switches = overlay.switches.iter();
-        let saved = serde_json::to_vec_pretty(&Saved {
+        let bytes = serde_json::to_vec_pretty(&Saved {
             version: VERSION,
             ports: ports
                 .map(|(name, layer)| (name.clone(), json(layer)))
                 .collect(),
-            switches: switches
-                .map(|(name, layer)| (name.clone(), layer.to_json()))
-                .collect(),
+            switches: saved(&overlay.switches),
+            teams: saved(&overlay.teams),
         });
-        saved
+        bytes
             .map_err(io::Error::from)
             .and_then(|bytes| replace_file(&self.path, &bytes))
             .map_err(|error| {
@@ -153,6 +149,31 @@ impl Store {
                 )
             })
     }
+}
+
+type Tables = BTreeMap<String, Map<String, Value>>;
+
+/// The settings of each of these, by name.
+fn saved<T: Configured>(layers: &BTreeMap<String, Layer<T>>) -> Tables {
+    let each = layers.iter();
+    each.map(|(name, layer)| (name.clone(), layer.to_json()))
+        .collect()
+}
+
+/// The other way round.
+fn layers<T: Configured>(
+    saved: Tables,
+    place: impl Fn(&str) -> String,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, Layer<T>> {
+    let mut layers = BTreeMap::new();
+    for (name, settings) in saved {
+        match Layer::from_json(&name, Origin::Api, &place(&name), &settings) {
+            Ok(layer) => drop(layers.insert(name, layer)),
+            Err(wrong) => problems.extend(wrong),
+        }
+    }
+    layers
 }
 
 /// Replaces a file as a whole: after a crash or a power cut there is the old one or the new one. An
@@ -187,6 +208,8 @@ mod tests {
         let plain = Layer::from_json("db1", Origin::Api, "", &Map::new());
         let settings = serde_json::json!({"mac_limit": 100});
         let lab = Layer::from_json("lab", Origin::Api, "", settings.as_object().unwrap());
+        let settings = serde_json::json!({"members": ["eth0", "eth1:af_xdp"]});
+        let team0 = Layer::from_json("team0", Origin::Api, "", settings.as_object().unwrap());
         Overlay {
             ports: [
                 ("web1", Some(web1.unwrap())),
@@ -196,6 +219,7 @@ mod tests {
             .map(|(name, layer)| (name.to_owned(), layer))
             .into(),
             switches: [("lab".to_owned(), lab.unwrap())].into(),
+            teams: [("team0".to_owned(), team0.unwrap())].into(),
         }
     }
 
@@ -203,10 +227,7 @@ mod tests {
         let ports: Map<String, Value> = (overlay.ports.iter())
             .map(|(n, l)| (n.clone(), serde_json::json!(l.as_ref().map(Layer::to_json))))
             .collect();
-        let switches: Map<String, Value> = (overlay.switches.iter())
-            .map(|(n, l)| (n.clone(), Value::Object(l.to_json())))
-            .collect();
-        serde_json::json!([ports, switches])
+        serde_json::json!([ports, saved(&overlay.switches), saved(&overlay.teams)])
     }
 
     #[test]
@@ -263,8 +284,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
         for (text, words) in [
-            (r#"{"version":3,"ports":{}}"#, "newer"),
-            (r#"{"version":3,"ports":[],"teams":{}}"#, "newer"),
+            (r#"{"version":4,"ports":{}}"#, "newer"),
+            (r#"{"version":4,"ports":[],"more":{}}"#, "newer"),
             (r#"{"version":0,"ports":{}}"#, "damaged"),
             (r#"{"ports":{}}"#, "damaged"),
             (
@@ -287,12 +308,21 @@ mod tests {
     fn what_an_older_daemon_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        fs::write(&store.path, r#"{"version":1,"ports":{"a":{"mtu":1600}}}"#).unwrap();
-        let overlay = store.load().unwrap();
-        assert_eq!(
-            plain(&overlay),
-            serde_json::json!([{"a": {"mtu": 1600}}, {}])
-        );
+        let mtu = serde_json::json!({"a": {"mtu": 1600}});
+        let lab = serde_json::json!({"lab": {"mac_limit": 100}});
+        for (text, all) in [
+            (
+                r#"{"version":1,"ports":{"a":{"mtu":1600}}}"#,
+                serde_json::json!([mtu, {}, {}]),
+            ),
+            (
+                r#"{"version":2,"ports":{"a":{"mtu":1600}},"switches":{"lab":{"mac_limit":100}}}"#,
+                serde_json::json!([mtu, lab, {}]),
+            ),
+        ] {
+            fs::write(&store.path, text).unwrap();
+            assert_eq!(plain(&store.load().unwrap()), all);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | `/api/v1/ports/NAME/reset` | POST: back to file and command line |
 //! | `/api/v1/ports/NAME/capture` | GET: pcapng until the client goes away, see docs/capture.md |
 //! | `/api/v1/switches`, `/api/v1/switches/NAME`, `/api/v1/switches/NAME/reset` | as for ports |
+//! | `/api/v1/teams`, `/api/v1/teams/NAME`, `/api/v1/teams/NAME/reset` | as for ports |
 //! | `/api/v1/profiles` | GET |
 //! | `/api/v1/vms` | GET |
 //! | `/api/v1/vms/NAME` | GET |
@@ -30,6 +31,7 @@ mod routes;
 mod schema;
 mod socket;
 mod switches;
+mod teams;
 
 use std::io;
 use std::sync::Arc;

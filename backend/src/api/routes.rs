@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
 use super::problem::Problem;
-use super::{capture, events, ports, reports, schema, switches};
+use super::{capture, events, ports, reports, schema, switches, teams};
 use crate::control::{Condition, Control};
 
 /// Bytes of a request's body.
@@ -52,6 +52,15 @@ pub(super) fn router(control: Arc<Control>) -> Router {
                 .delete(switches::remove),
         )
         .route("/api/v1/switches/{name}/reset", post(switches::reset))
+        .route("/api/v1/teams", get(teams::list))
+        .route(
+            "/api/v1/teams/{name}",
+            get(teams::show)
+                .put(teams::put)
+                .patch(teams::patch)
+                .delete(teams::remove),
+        )
+        .route("/api/v1/teams/{name}/reset", post(teams::reset))
         .route("/api/v1/profiles", get(reports::profiles))
         .route("/api/v1/vms", get(reports::vms))
         .route("/api/v1/vms/{name}", get(reports::vm))

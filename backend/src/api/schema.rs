@@ -11,8 +11,8 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 
 use super::problem::ProblemDetails;
-use super::{capture, events, ports, reports, switches};
-use crate::config::{PORT_KEYS, PortConfig, SWITCH_KEYS, SwitchConfig};
+use super::{capture, events, ports, reports, switches, teams};
+use crate::config::{PORT_KEYS, PortConfig, SWITCH_KEYS, SwitchConfig, TEAM_KEYS, TeamConfig};
 use crate::events::Event;
 
 /// Settings of a port as a request has them: any of the keys, `null` for one that is not set.
@@ -20,6 +20,9 @@ pub struct PortSettings;
 
 /// Settings of a switch as a request has them: any of the keys, `null` for one that is not set.
 pub(super) struct SwitchSettings;
+
+/// Settings of a team as a request has them: any of the keys, `null` for one that is not set.
+pub(super) struct TeamSettings;
 
 /// Any of the keys of an object whose schema this is.
 fn settings(of: RefOr<Schema>, keys: impl Iterator<Item = &'static str>) -> RefOr<Schema> {
@@ -59,6 +62,18 @@ impl ToSchema for SwitchSettings {
     }
 }
 
+impl PartialSchema for TeamSettings {
+    fn schema() -> RefOr<Schema> {
+        settings(TeamConfig::schema(), TEAM_KEYS.iter().map(|key| key.name))
+    }
+}
+
+impl ToSchema for TeamSettings {
+    fn name() -> Cow<'static, str> {
+        "TeamSettings".into()
+    }
+}
+
 /// The same schema, and null.
 fn nullable(mut schema: Value) -> Value {
     match schema.get("type").cloned() {
@@ -93,6 +108,12 @@ fn nullable(mut schema: Value) -> Value {
         switches::patch,
         switches::remove,
         switches::reset,
+        teams::list,
+        teams::show,
+        teams::put,
+        teams::patch,
+        teams::remove,
+        teams::reset,
         reports::profiles,
         reports::vms,
         reports::vm,
@@ -189,6 +210,7 @@ mod tests {
         let switches = [("default".to_owned(), SwitchConfig::default())].into();
         let known = crate::config::Known {
             switches: &switches,
+            teams: &Default::default(),
             profiles: &Default::default(),
             ports: &Default::default(),
             run_dir: std::path::Path::new("/r"),

@@ -52,7 +52,8 @@ fn show(data: &str, json: bool) -> Result<String, Failure> {
     let time = format!("{seconds}Z");
     let kind = event.event.name();
     let mut words = vec![time, format!("{kind:<17}")];
-    words.extend(event.port.or(event.switch));
+    words.extend(event.port.or(event.team).or(event.switch));
+    words.extend(event.member);
     words.extend(event.detail);
     Ok(words.join(" ").trim_end().to_owned() + "\n")
 }

@@ -9,6 +9,7 @@ mod port;
 mod show;
 mod status;
 mod switch;
+mod team;
 mod text;
 mod top;
 mod vm;
@@ -24,8 +25,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use hyper::Method;
 use serde_json::Value;
 
-use crate::client::{self, ClientError};
+use crate::client::{self, Answer, ClientError};
 use crate::config::check::API_SOCKET;
+use crate::control::Condition;
 use crate::daemon::default_run_dir;
 
 /// Where the daemon of the host listens, which runs as root or as a user of its own.
@@ -209,6 +211,9 @@ Examples:
   tandem port show web2       # settings, counters, and in words why it is down
   tandem port set web2 --vlan 20 --default mtu
   tandem port list --watch
+  tandem team add team0 --members eth0,eth1 --standby eth1
+  tandem switch set default --uplink team0
+  tandem team member add team0 eth2
   tandem vm list --json
   tandem port remove web2";
 
@@ -239,6 +244,7 @@ fn command() -> Command {
         .subcommand(port::PORT.command())
         .subcommand(vm::command())
         .subcommand(switch::SWITCH.command())
+        .subcommand(team::command())
         .subcommand(switch::profile_command())
         .subcommand(capture::command())
         .subcommand(status::command())
@@ -253,6 +259,7 @@ fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
         Some(("port", matches)) => port::PORT.run(matches),
         Some(("vm", matches)) => vm::run(matches),
         Some(("switch", matches)) => switch::SWITCH.run(matches),
+        Some(("team", matches)) => team::run(matches),
         Some(("profile", matches)) => switch::run_profile(matches),
         Some(("capture", matches)) => capture::run(matches),
         Some(("status", matches)) => status::run(matches),
@@ -294,54 +301,56 @@ impl Session {
         })
     }
 
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        condition: &Condition,
+        body: Option<&Value>,
+    ) -> Result<Answer, ClientError> {
+        client::request(&self.socket, method, path, condition, body)
+    }
+
     fn get(&self, path: &str) -> Result<String, Failure> {
-        Ok(client::request(
-            &self.socket,
-            Method::GET,
-            path,
-            false,
-            None,
-        )?)
+        self.get_tagged(path).map(|(text, _)| text)
+    }
+
+    /// An object and the tag of its settings.
+    fn get_tagged(&self, path: &str) -> Result<(String, Option<String>), Failure> {
+        let answer = self.request(Method::GET, path, &Condition::Always, None)?;
+        Ok((answer.text, answer.tag))
     }
 
     fn create(&self, path: &str, body: &Value) -> Result<String, Failure> {
-        Ok(client::request(
-            &self.socket,
-            Method::PUT,
-            path,
-            true,
-            Some(body),
-        )?)
+        let answer = self.request(Method::PUT, path, &Condition::IsNew, Some(body))?;
+        Ok(answer.text)
     }
 
     fn patch(&self, path: &str, body: &Value) -> Result<String, Failure> {
-        Ok(client::request(
-            &self.socket,
-            Method::PATCH,
-            path,
-            false,
-            Some(body),
-        )?)
+        let answer = self.request(Method::PATCH, path, &Condition::Always, Some(body))?;
+        Ok(answer.text)
+    }
+
+    /// The same if it still has this tag.
+    fn patch_if(
+        &self,
+        path: &str,
+        tag: Option<String>,
+        body: &Value,
+    ) -> Result<String, ClientError> {
+        let condition = Condition::Is(tag.into_iter().collect());
+        let answer = self.request(Method::PATCH, path, &condition, Some(body))?;
+        Ok(answer.text)
     }
 
     fn post(&self, path: &str) -> Result<String, Failure> {
-        Ok(client::request(
-            &self.socket,
-            Method::POST,
-            path,
-            false,
-            None,
-        )?)
+        let answer = self.request(Method::POST, path, &Condition::Always, None)?;
+        Ok(answer.text)
     }
 
     fn delete(&self, path: &str) -> Result<String, Failure> {
-        Ok(client::request(
-            &self.socket,
-            Method::DELETE,
-            path,
-            false,
-            None,
-        )?)
+        let answer = self.request(Method::DELETE, path, &Condition::Always, None)?;
+        Ok(answer.text)
     }
 }
 

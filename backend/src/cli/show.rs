@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::text::{Table, paragraph};
+use super::text::{Table, paragraph, setting_table};
 use crate::config::PORT_KEYS;
 use crate::config::check::NOT_A_TAPS;
 
@@ -67,24 +67,12 @@ fn session(session: &Value) -> String {
 }
 
 fn settings(port: &Value) -> String {
-    let mut table = Table::new(&["SETTING", "VALUE", "FROM"]).shrinking(&[1]);
     let is_tap = port["tap"].is_string();
-    for key in PORT_KEYS
-        .iter()
-        .filter(|key| !is_tap || !NOT_A_TAPS.contains(&key.name))
-    {
-        let value = match &port[key.name] {
-            Value::Null => "-".to_owned(),
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        let origin = port["origin"][key.name]
-            .as_str()
-            .unwrap_or("-")
-            .replace('_', " ");
-        table.row(vec![key.name.to_owned(), value, origin]);
-    }
-    table.to_string()
+    let keys = PORT_KEYS.iter();
+    setting_table(
+        keys.filter(|key| !is_tap || !NOT_A_TAPS.contains(&key.name)),
+        port,
+    )
 }
 
 fn counters(counters: &Value) -> String {

@@ -4,8 +4,8 @@ use clap::{ArgMatches, Command};
 use serde_json::Value;
 
 use super::noun::{Noun, Verbs};
-use super::text::{Table, count, paragraph};
-use super::{Failure, Session, parse};
+use super::text::{Table, count, paragraph, setting, setting_table};
+use super::{Failure, Session, parse, team};
 use crate::config::{SWITCH_KEYS, SwitchConfig};
 
 pub(super) static SWITCH: Noun<SwitchConfig> = Noun {
@@ -40,13 +40,17 @@ pub(super) fn profile_command() -> Command {
 }
 
 fn list(answer: &Value) -> String {
-    let mut table = Table::new(&["SWITCH", "PORTS", "MACS", "FRAMES", "UNICAST", "FLOODED"])
-        .right(&[1, 2, 3, 4, 5])
-        .shrinking(&[0]);
+    let headings = [
+        "SWITCH", "UPLINK", "PORTS", "MACS", "FRAMES", "UNICAST", "FLOODED",
+    ];
+    let mut table = Table::new(&headings)
+        .right(&[2, 3, 4, 5, 6])
+        .shrinking(&[0, 1]);
     for switch in answer["switches"].as_array().into_iter().flatten() {
         let frames = |key: &str| count(switch["counters"][key].as_u64());
         table.row(vec![
             switch["name"].as_str().unwrap_or("-").to_owned(),
+            setting(&switch["uplink"]),
             switch["ports"].to_string(),
             switch["mac_table_entries"].to_string(),
             frames("frames"),
@@ -78,13 +82,13 @@ fn show(switch: &Value) -> String {
     for (name, frames) in switch["counters"].as_object().into_iter().flatten() {
         table.row(vec![name.clone(), frames.to_string()]);
     }
-    let mut settings = Table::new(&["SETTING", "VALUE", "FROM"]);
-    for key in SWITCH_KEYS {
-        let origin = switch["origin"][key.name].as_str().unwrap_or("-");
-        let value = switch[key.name].to_string();
-        settings.row(vec![key.name.to_owned(), value, origin.replace('_', " ")]);
+    text += &format!("\n{}\n{table}", setting_table(SWITCH_KEYS, switch));
+    let uplink = &switch["uplink_status"];
+    if uplink.is_null() {
+        return text;
     }
-    text + "\n" + &settings.to_string() + "\n" + &table.to_string()
+    let name = uplink["name"].as_str().unwrap_or("-");
+    text + "\n" + &paragraph("uplink", name) + &team::status(uplink)
 }
 
 pub(super) fn run_profile(matches: &ArgMatches) -> Result<String, Failure> {
@@ -107,8 +111,7 @@ pub(super) fn run_profile(matches: &ArgMatches) -> Result<String, Failure> {
     for profile in profiles {
         let name = profile["name"].as_str().unwrap_or("-");
         for (key, value) in profile["settings"].as_object().into_iter().flatten() {
-            let value = value.as_str().map_or(value.to_string(), str::to_owned);
-            table.row(vec![name.to_owned(), key.clone(), value]);
+            table.row(vec![name.to_owned(), key.clone(), setting(value)]);
         }
         let ports = profile["ports"].as_array().into_iter().flatten();
         let ports: Vec<&str> = ports.filter_map(Value::as_str).collect();

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use serde_json::Value;
+
+use crate::config::Key;
+
 /// Columns of the smallest terminal that is common.
 pub(super) const WIDTH: usize = 80;
 
@@ -91,6 +95,40 @@ fn cut(text: &str, width: usize) -> String {
         .take(width.saturating_sub(1))
         .chain(['…'])
         .collect()
+}
+
+/// A value of a setting.
+pub(super) fn setting(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(_) => list_of(value),
+        other => other.to_string(),
+    }
+}
+
+/// A list as a flag has it.
+pub(super) fn list_of(values: &Value) -> String {
+    let words = values.as_array().into_iter().flatten();
+    words.map(setting).collect::<Vec<_>>().join(",")
+}
+
+/// The settings of an object of the API, and where each came from.
+pub(super) fn setting_table<T: 'static>(
+    keys: impl IntoIterator<Item = &'static Key<T>>,
+    object: &Value,
+) -> String {
+    let mut table = Table::new(&["SETTING", "VALUE", "FROM"]).shrinking(&[1]);
+    for key in keys {
+        let origin = object["origin"][key.name].as_str().unwrap_or("-");
+        let origin = origin.replace('_', " ");
+        table.row(vec![
+            key.name.to_owned(),
+            setting(&object[key.name]),
+            origin,
+        ]);
+    }
+    table.to_string()
 }
 
 /// A count in at most six characters: `999999`, `12.3M`.

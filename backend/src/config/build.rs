@@ -8,7 +8,7 @@ use super::layer::{Configured, place_of};
 use super::value::Bad;
 use super::{
     Config, DEFAULT_SWITCH, File, Layer, Overlay, PortConfig, Problem, Profiles, SocketRole,
-    SwitchConfig, check,
+    SwitchConfig, TeamConfig, check,
 };
 
 /// What a port is checked against.
@@ -16,6 +16,8 @@ use super::{
 pub struct Known<'a> {
     /// The switches there are.
     pub switches: &'a BTreeMap<String, SwitchConfig>,
+    /// The teams there are. As for ports, one of the same name is to be replaced.
+    pub teams: &'a BTreeMap<String, TeamConfig>,
     /// The profiles there are, each sound.
     pub profiles: &'a Profiles,
     /// The ports there are. One of the same name may be among them, and is to be replaced.
@@ -42,7 +44,16 @@ pub fn build(
         profiles: file.profiles.clone(),
         ..Config::default()
     };
-    add_switches(&mut config, file, overlay, run_dir, &mut problems);
+    for layer in either(&file.teams, &overlay.teams) {
+        let (team, wrong) = make(TeamConfig::default(), &[layer], config.known(run_dir));
+        config.teams.insert(layer.name.clone(), team);
+        problems.extend(wrong);
+    }
+    for layer in either(&file.switches, &overlay.switches) {
+        let (switch, wrong) = make(SwitchConfig::default(), &[layer], config.known(run_dir));
+        config.switches.insert(layer.name.clone(), switch);
+        problems.extend(wrong);
+    }
     for profile in file.profiles.values() {
         // Once here, and not again for each port that names it.
         let mut port = PortConfig::new(profile.name());
@@ -79,21 +90,13 @@ pub fn build(
     }
 }
 
-/// Adds the switches of the file and of the API.
-fn add_switches(
-    config: &mut Config,
-    file: &File,
-    overlay: &Overlay,
-    run_dir: &Path,
-    problems: &mut Vec<Problem>,
-) {
-    let named = (file.switches.keys()).filter(|name| !overlay.switches.contains_key(*name));
-    let layers = named.map(|name| &file.switches[name]);
-    for layer in layers.chain(overlay.switches.values()) {
-        let (switch, wrong) = make(SwitchConfig::default(), &[layer], config.known(run_dir));
-        config.switches.insert(layer.name.clone(), switch);
-        problems.extend(wrong);
-    }
+/// What the file says, where the API does not say otherwise, and what the API says.
+fn either<'a, T: Configured>(
+    file: &'a BTreeMap<String, Layer<T>>,
+    overlay: &'a BTreeMap<String, Layer<T>>,
+) -> impl Iterator<Item = &'a Layer<T>> {
+    let named = file.iter().filter(|(name, _)| !overlay.contains_key(*name));
+    named.map(|(_, layer)| layer).chain(overlay.values())
 }
 
 /// Makes what is no port of what one source says of it.
@@ -117,6 +120,7 @@ impl Config {
     pub(crate) fn known<'a>(&'a self, run_dir: &'a Path) -> Known<'a> {
         Known {
             switches: &self.switches,
+            teams: &self.teams,
             profiles: &self.profiles,
             ports: &self.ports,
             run_dir,

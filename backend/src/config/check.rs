@@ -5,7 +5,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::{Known, PortConfig, SocketRole};
+
+mod uplinks;
+
 use crate::control::{Refused, RefusedKind};
+pub(crate) use uplinks::{has_other_user, switch, team, team_among};
 
 /// Bytes of a socket's path, without the final NUL (`sun_path` in unix(7)).
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
@@ -141,14 +145,24 @@ fn is_there<T>(tables: &BTreeMap<String, T>, key: &str, name: &str) -> Result<()
     if tables.contains_key(name) {
         return Ok(());
     }
+    Err(is_there_to_choose(tables, key, key, name))
+}
+
+/// That a table of this kind, which `key` names, is not there, and which are.
+fn is_there_to_choose<T>(
+    tables: &BTreeMap<String, T>,
+    key: &str,
+    kind: &str,
+    name: &str,
+) -> Refused {
     let names: Vec<&str> = tables.keys().map(String::as_str).collect();
     let choice = match names.join(", ") {
         names if names.is_empty() => String::new(),
         names => format!(", or choose of: {names}"),
     };
-    let reason = format!("there is no {key} {name}");
-    let remedy = format!("add [{key}.{name}] to the configuration file{choice}");
-    Err(invalid(key, reason, remedy))
+    let reason = format!("there is no {kind} {name}");
+    let remedy = format!("add [{kind}.{name}] to the configuration file{choice}");
+    invalid(key, reason, remedy)
 }
 
 /// Checks one port against the other ports, the switches and the profiles.
@@ -159,6 +173,7 @@ pub(crate) fn among(port: &PortConfig, known: Known<'_>) -> Vec<Refused> {
     if let Some(profile) = &port.profile {
         wrong.extend(is_there(known.profiles, "profile", profile).err());
     }
+    wrong.extend(uplinks::tap(port, known));
     let others = known.ports.values();
     for other in others.filter(|other| other.name != port.name) {
         let taken = |key: &str, what: String, remedy: &str| {

@@ -10,13 +10,15 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, OWN_KEYS, nearest};
 use super::layer::{Configured, Layer, Profiles};
 use super::value::Bad;
-use super::{Origin, Problem, SwitchConfig};
+use super::{Origin, Problem, SwitchConfig, TeamConfig};
 
 /// What the file says.
 #[derive(Clone, Debug, Default)]
 pub struct File {
     /// The switches it names.
     pub switches: BTreeMap<String, Layer<SwitchConfig>>,
+    /// The teams it names.
+    pub teams: BTreeMap<String, Layer<TeamConfig>>,
     /// The profiles it names.
     pub profiles: Profiles,
     /// The ports it names.
@@ -72,13 +74,17 @@ impl File {
         for (key, value) in root.get_ref() {
             match key.get_ref().as_ref() {
                 "switch" => source.layers(key, value, Origin::File, &mut file.switches, problems),
+                "team" => source.layers(key, value, Origin::File, &mut file.teams, problems),
                 "profile" => {
                     source.layers(key, value, Origin::Profile, &mut file.profiles, problems);
                 }
                 "port" => source.layers(key, value, Origin::File, &mut file.ports, problems),
                 other => {
                     let reason = format!("there is no table [{other}]");
-                    let bad = Bad::new(reason, nearest(other, &["port", "profile", "switch"]));
+                    let bad = Bad::new(
+                        reason,
+                        nearest(other, &["port", "profile", "switch", "team"]),
+                    );
                     problems.push(bad.at(&source.line(key.span().start), None));
                 }
             }
@@ -204,7 +210,9 @@ fn json(value: &DeValue<'_>) -> Value {
         },
         DeValue::Boolean(truth) => Value::Bool(*truth),
         DeValue::Datetime(time) => Value::from(time.to_string()),
-        DeValue::Array(_) => Value::Array(Vec::new()),
+        DeValue::Array(values) => {
+            Value::Array(values.iter().map(|value| json(value.get_ref())).collect())
+        }
         DeValue::Table(_) => Value::Object(serde_json::Map::new()),
     }
 }

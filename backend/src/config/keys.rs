@@ -1,10 +1,15 @@
-//! The table of keys. It drives the file, `--port`, the API and the flags of `tandem port add`.
+//! The tables of keys. They drive the file, `--port`, the API and the flags of `tandem port add`.
 
 use serde_json::Value;
 use tandem_uplink::{VlanError, VlanSet};
 
+mod team;
+
 use super::value::{Bad, flag, listed, name, number, octal, text, vlan};
 use super::{PortConfig, SocketRole, SwitchConfig};
+
+pub use team::TEAM_KEYS;
+pub(super) use team::member;
 
 /// What a value looks like where everything is text (`--port`, flags).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +95,7 @@ pub static PORT_KEYS: &[Key<PortConfig>] = &[
         kind: Kind::Text,
         value: "DEVICE",
         help: "TAP device: the port is the host itself and has no socket",
-        set: |port, value| put(&mut port.tap, device(value).map(Some)),
+        set: |port, value| put(&mut port.tap, device(value, "tandem0").map(Some)),
     },
     Key {
         name: "mac",
@@ -170,6 +175,13 @@ pub static PORT_KEYS: &[Key<PortConfig>] = &[
             )
         },
     },
+    Key {
+        name: "uplink_member",
+        kind: Kind::Text,
+        value: "DEVICE",
+        help: "member of the switch's team by which its frames leave while that works",
+        set: |port, value| put(&mut port.uplink_member, device(value, "eth0").map(Some)),
+    },
 ];
 
 /// Keys that no two ports share, and so no profile has.
@@ -200,6 +212,27 @@ pub static SWITCH_KEYS: &[Key<SwitchConfig>] = &[
                 number(value, 64..=32_768).map(|n| n as u32),
             )
         },
+    },
+    Key {
+        name: "uplink",
+        kind: Kind::Text,
+        value: "UPLINK",
+        help: "team, or a device as DEVICE or DEVICE:DRIVER, that leads to the wire (default: none)",
+        set: |switch, value| put(&mut switch.uplink, team::uplink(value).map(Some)),
+    },
+    Key {
+        name: "uplink_vlans",
+        kind: Kind::List,
+        value: "VLANS",
+        help: "VLANs that reach the wire, such as 10,20-29 (default: all)",
+        set: |switch, value| put(&mut switch.uplink_vlans, trunk(value).map(Some)),
+    },
+    Key {
+        name: "uplink_native_vlan",
+        kind: Kind::Number,
+        value: "VLAN",
+        help: "VLAN that is untagged on the wire (default: ports without a VLAN are)",
+        set: |switch, value| put(&mut switch.uplink_native_vlan, vlan(value).map(Some)),
     },
 ];
 
@@ -271,7 +304,7 @@ fn group(value: &Value) -> Result<String, Bad> {
 
 /// A netdev's name as Linux takes it (`dev_valid_name` in net/core/dev.c), and no `%`, which it
 /// would replace by a number.
-fn device(value: &Value) -> Result<String, Bad> {
+fn device(value: &Value, example: &str) -> Result<String, Bad> {
     let device = text(value)?;
     let odd = |c: char| matches!(c, '/' | ':' | '%') || !c.is_ascii_graphic();
     if device.len() > 15 {
@@ -279,7 +312,7 @@ fn device(value: &Value) -> Result<String, Bad> {
         return Err(Bad::new(reason, "a device's name has at most 15"));
     }
     if matches!(device, "." | "..") || device.chars().any(odd) {
-        let remedy = "use letters, digits, hyphens, such as tandem0";
+        let remedy = format!("use letters, digits, hyphens, such as {example}");
         return Err(Bad::new(
             format!("{device:?} cannot be a device's name"),
             remedy,
@@ -316,6 +349,7 @@ fn trunk(value: &Value) -> Result<VlanSet, Bad> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TeamConfig;
 
     #[test]
     fn every_key_is_a_field_of_the_json_object_and_the_other_way_round() {
@@ -331,26 +365,41 @@ mod tests {
         fields.sort_unstable();
         keys.sort_unstable();
         assert_eq!(keys, fields);
+        let fields = |value: Value| value.as_object().unwrap().keys().cloned().collect();
+        let sorted = |mut names: Vec<String>| {
+            names.sort_unstable();
+            names
+        };
+        fn names<T>(keys: &[Key<T>]) -> Vec<String> {
+            keys.iter().map(|key| key.name.to_owned()).collect()
+        }
         let switch = serde_json::to_value(SwitchConfig::default()).unwrap();
-        assert!(SWITCH_KEYS.iter().all(|key| switch.get(key.name).is_some()));
+        assert_eq!(sorted(names(SWITCH_KEYS)), sorted(fields(switch)));
+        let team = serde_json::to_value(TeamConfig::default()).unwrap();
+        assert_eq!(sorted(names(TEAM_KEYS)), sorted(fields(team)));
     }
 
     #[test]
     fn help_names_the_defaults() {
-        let port = serde_json::to_value(PortConfig::new("NAME")).unwrap();
-        for key in PORT_KEYS {
-            let default = match &port[key.name] {
-                Value::Null => continue,
-                Value::String(text) if key.name == "vm" => {
-                    assert_eq!(text, "NAME");
-                    continue;
-                }
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            let expected = format!("(default: {default})");
-            assert!(key.help.ends_with(&expected), "{}: {}", key.name, key.help);
+        fn check<T>(keys: &[Key<T>], defaults: &impl serde::Serialize) {
+            let defaults = serde_json::to_value(defaults).unwrap();
+            for key in keys {
+                let default = match &defaults[key.name] {
+                    Value::Null | Value::Array(_) => continue,
+                    Value::String(text) if key.name == "vm" => {
+                        assert_eq!(text, "NAME");
+                        continue;
+                    }
+                    Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                };
+                let expected = format!("(default: {default})");
+                assert!(key.help.ends_with(&expected), "{}: {}", key.name, key.help);
+            }
         }
+        check(PORT_KEYS, &PortConfig::new("NAME"));
+        check(SWITCH_KEYS, &SwitchConfig::default());
+        check(TEAM_KEYS, &TeamConfig::default());
     }
 
     /// The rows of docs/configuration.md: each key with the default that the help names.
@@ -359,7 +408,9 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
         let text = std::fs::read_to_string(path).unwrap();
         let port = PORT_KEYS.iter().map(|key| (key.name, key.help));
-        for (name, help) in port.chain(SWITCH_KEYS.iter().map(|key| (key.name, key.help))) {
+        let switch = SWITCH_KEYS.iter().map(|key| (key.name, key.help));
+        let team = TEAM_KEYS.iter().map(|key| (key.name, key.help));
+        for (name, help) in port.chain(switch).chain(team) {
             let row = text
                 .lines()
                 .find(|line| line.starts_with(&format!("| `{name}` |")));

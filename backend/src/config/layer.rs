@@ -7,9 +7,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::keys::{self, Key, Kind, PORT_KEYS, SWITCH_KEYS};
+use super::keys::{self, Key, Kind, PORT_KEYS, SWITCH_KEYS, TEAM_KEYS};
 use super::value::{self, Bad};
-use super::{Known, Origin, PortConfig, Problem, SwitchConfig, check};
+use super::{Known, Origin, PortConfig, Problem, SwitchConfig, TeamConfig, check};
 use crate::control::{Refused, RefusedKind};
 
 /// Something that is configured by keys. Serializes to what the API shows of its settings.
@@ -93,8 +93,28 @@ impl Configured for SwitchConfig {
         &self.origin
     }
 
-    fn check(&self, _: &str, _: Known<'_>) -> Vec<Refused> {
-        Vec::new()
+    fn check(&self, name: &str, known: Known<'_>) -> Vec<Refused> {
+        check::switch(name, self, known)
+    }
+
+    fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin> {
+        &mut self.origin
+    }
+}
+
+impl Configured for TeamConfig {
+    fn keys() -> &'static [Key<Self>] {
+        TEAM_KEYS
+    }
+
+    fn origin(&self) -> &BTreeMap<&'static str, Origin> {
+        &self.origin
+    }
+
+    fn check(&self, name: &str, known: Known<'_>) -> Vec<Refused> {
+        let mut wrong = check::team(self);
+        wrong.extend(check::team_among(name, self, known));
+        wrong
     }
 
     fn origin_mut(&mut self) -> &mut BTreeMap<&'static str, Origin> {
@@ -294,4 +314,6 @@ pub struct Overlay {
     pub ports: BTreeMap<String, Option<Layer>>,
     /// Settings that replace what the file says of a switch.
     pub switches: BTreeMap<String, Layer<SwitchConfig>>,
+    /// Settings that replace what the file says of a team.
+    pub teams: BTreeMap<String, Layer<TeamConfig>>,
 }

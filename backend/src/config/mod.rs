@@ -8,6 +8,7 @@ pub(crate) mod check;
 mod file;
 mod keys;
 mod layer;
+mod team;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -25,8 +26,9 @@ use utoipa::ToSchema;
 
 pub use build::{Known, add_overlay, build, build_one, build_port};
 pub use file::File;
-pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS};
+pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS, TEAM_KEYS};
 pub use layer::{Configured, Layer, Overlay, Profiles, flag_value};
+pub use team::{Driver, LacpTimer, Lldp, Member, Probe, TeamConfig, TeamMode, Uplink};
 
 use crate::control::Refused;
 
@@ -133,6 +135,10 @@ pub struct PortConfig {
     /// Broadcast, multicast and unknown unicast frames accepted each second; 0: no limit.
     #[schema(minimum = 0, maximum = 4294967295u32)]
     pub storm_limit: u32,
+    /// The member of the switch's team by which the port's frames leave while it works; of no effect
+    /// if it is none.
+    #[schema(min_length = 1, max_length = 15)]
+    pub uplink_member: Option<String>,
     /// Where the settings that are no defaults came from, by key.
     #[serde(skip)]
     pub origin: BTreeMap<&'static str, Origin>,
@@ -163,6 +169,7 @@ impl PortConfig {
             trunk_vlans: None,
             native_vlan: None,
             storm_limit: 10_000,
+            uplink_member: None,
             origin: BTreeMap::new(),
             socket_fd: None,
         }
@@ -178,6 +185,7 @@ impl PortConfig {
             trunk_vlans: other.trunk_vlans.clone(),
             native_vlan: other.native_vlan,
             storm_limit: other.storm_limit,
+            uplink_member: other.uplink_member.clone(),
             ..self.clone()
         };
         like_other.is_same(other)
@@ -204,6 +212,18 @@ pub struct SwitchConfig {
     /// Addresses the switch remembers.
     #[schema(minimum = 64, maximum = 32768)]
     pub mac_limit: u32,
+    /// The team, or the device as `DEVICE` or `DEVICE:DRIVER`, that leads to the wire; see
+    /// [`SwitchConfig::uplink_among`].
+    #[schema(min_length = 1, max_length = 64)]
+    pub uplink: Option<String>,
+    /// The VLANs that reach the wire; absent: all.
+    #[serde(serialize_with = "display")]
+    #[schema(value_type = Option<String>)]
+    pub uplink_vlans: Option<VlanSet>,
+    /// The VLAN whose frames are untagged on the wire; absent: untagged frames are those of the ports
+    /// without a VLAN.
+    #[schema(minimum = 1, maximum = 4094)]
+    pub uplink_native_vlan: Option<u16>,
     /// Where the settings that are no defaults came from, by key.
     #[serde(skip)]
     pub origin: BTreeMap<&'static str, Origin>,
@@ -214,6 +234,9 @@ impl Default for SwitchConfig {
         Self {
             ageing_seconds: 300,
             mac_limit: 16_384,
+            uplink: None,
+            uplink_vlans: None,
+            uplink_native_vlan: None,
             origin: BTreeMap::new(),
         }
     }
@@ -233,6 +256,8 @@ pub fn valid_name(name: &str) -> Result<(), Refused> {
 pub struct Config {
     /// The switches by name; `default` is always one.
     pub switches: BTreeMap<String, SwitchConfig>,
+    /// The teams by name.
+    pub teams: BTreeMap<String, TeamConfig>,
     /// The profiles by name.
     pub profiles: Profiles,
     /// The ports by name.

@@ -69,6 +69,7 @@ proptest! {
         let switches = BTreeMap::from([("default".to_owned(), SwitchConfig::default())]);
         let known = Known {
             switches: &switches,
+            teams: &BTreeMap::new(),
             profiles: &BTreeMap::new(),
             ports: &BTreeMap::new(),
             run_dir: Path::new("/r"),

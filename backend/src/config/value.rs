@@ -76,6 +76,36 @@ pub(super) fn listed<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Bad>
     }
 }
 
+/// The words of a list: an array of text, or text with commas.
+pub(super) fn words<'a>(value: &'a Value, remedy: &str) -> Result<Vec<&'a str>, Bad> {
+    match value {
+        Value::Array(words) => {
+            let words = words.iter().map(|word| match word {
+                Value::String(word) => Ok(word.as_str()),
+                other => Err(Bad::new(format!("{} is not text", shown(other)), remedy)),
+            });
+            words.collect()
+        }
+        Value::String(text) if text.is_empty() => Ok(Vec::new()),
+        Value::String(text) => Ok(text.split(',').collect()),
+        other => Err(Bad::new(format!("{} is no list", shown(other)), remedy)),
+    }
+}
+
+/// One of these words; `what` they are.
+pub(super) fn one_of<T: Copy>(value: &Value, what: &str, choices: &[(&str, T)]) -> Result<T, Bad> {
+    let text = text(value)?;
+    let chosen = choices.iter().find(|(word, _)| *word == text);
+    chosen.map(|(_, choice)| *choice).ok_or_else(|| {
+        let (last, others) = choices
+            .split_last()
+            .map_or(("", choices), |((w, _), o)| (*w, o));
+        let others: Vec<&str> = others.iter().map(|(word, _)| *word).collect();
+        let remedy = format!("say {} or {last}", others.join(", "));
+        Bad::new(format!("{text:?} is no {what}"), remedy)
+    })
+}
+
 /// A whole number in `range`.
 pub(super) fn number(value: &Value, range: RangeInclusive<u64>) -> Result<u64, Bad> {
     let remedy = || match (range.start(), range.end()) {

@@ -10,9 +10,9 @@ use hyper::body::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use crate::capture;
-use crate::config::{PortConfig, SwitchConfig};
+use crate::config::{PortConfig, SwitchConfig, TeamConfig};
 use crate::events::EventKind;
-use crate::status::{PortStatus, SwitchesStatus, VmUsage};
+use crate::status::{PortStatus, SwitchesStatus, TeamStatus, VmUsage};
 
 pub use ports::{Base, Condition, Control, Put, Reloaded, Removed, Setup};
 pub use resource::Resource;
@@ -70,16 +70,38 @@ impl Refused {
 /// The running switch, as the control plane drives it. Calls may block; changes are made whole or
 /// not at all. Callers serialise changes, reads may come at any time.
 pub trait Engine: Send + Sync {
-    /// Makes a switch without ports.
+    /// Makes a team. Devices that are not there are no error: they are members that are down.
     ///
     /// # Errors
-    /// `Conflict` if the name is taken.
+    /// `Conflict` if the name or a device is taken, `System` for the rest.
+    fn add_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused>;
+
+    /// Gives a team other settings while its switch goes on; members come and go. There may be none
+    /// for a moment, while a reload gives devices from one team to another.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name, `Conflict` if a device is taken, `System` for the rest.
+    fn change_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused>;
+
+    /// Ends a team.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that name, `Conflict` if it is the uplink of a switch.
+    fn remove_team(&self, name: &str) -> Result<(), Refused>;
+
+    /// The teams, by name.
+    fn teams(&self) -> Vec<TeamStatus>;
+
+    /// Makes a switch without ports, and its uplink. A team that it names is there before.
+    ///
+    /// # Errors
+    /// `Conflict` if the name or its uplink is taken, `System` if it cannot have that.
     fn add_switch(&self, name: &str, switch: &SwitchConfig) -> Result<(), Refused>;
 
-    /// Gives a switch other settings; its ports notice nothing.
+    /// Gives a switch other settings, another uplink as well; its ports notice nothing.
     ///
     /// # Errors
-    /// `NotFound` if there is none of that name.
+    /// `NotFound` if there is none of that name; for its uplink as [`Engine::add_switch`].
     fn change_switch(&self, name: &str, switch: &SwitchConfig) -> Result<(), Refused>;
 
     /// Ends a switch.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{Engine, Refused, RefusedKind};
 use crate::config::{
     Config, Configured, Known, Layer, Origin, Overlay, PortConfig, Problem, Profiles, SwitchConfig,
-    build_port,
+    TeamConfig, build_port,
 };
 use crate::events::{Event, EventKind, Events};
 use crate::status::Port;
@@ -20,7 +20,9 @@ mod fabric;
 mod reload;
 mod reports;
 mod switches;
+mod teams;
 
+use fabric::Fabric;
 pub use reload::Reloaded;
 
 /// What a [`Control`] is made of.
@@ -46,6 +48,8 @@ pub struct Setup {
 pub struct Base {
     /// Switches of the configuration file.
     pub switches: BTreeMap<String, Layer<SwitchConfig>>,
+    /// Teams of the configuration file.
+    pub teams: BTreeMap<String, Layer<TeamConfig>>,
     /// Profiles of the configuration file.
     pub profiles: Profiles,
     /// Ports of the configuration file.
@@ -139,6 +143,8 @@ pub struct Control {
     events: Arc<Events>,
     /// As `ports`.
     switches: RwLock<BTreeMap<String, SwitchConfig>>,
+    /// As `ports`.
+    teams: RwLock<BTreeMap<String, TeamConfig>>,
     base: RwLock<Base>,
     /// Ports of the command line that were removed since the start.
     removed_lines: Mutex<BTreeSet<String>>,
@@ -174,6 +180,7 @@ impl Control {
             engine,
             events,
             switches: RwLock::new(config.switches),
+            teams: RwLock::new(config.teams),
             base: RwLock::new(base),
             removed_lines: Mutex::default(),
             store,
@@ -183,6 +190,10 @@ impl Control {
             ports: RwLock::default(),
             aside: RwLock::default(),
         };
+        for team in TeamConfig::all(&control).keys() {
+            let event = Event::of_team(EventKind::TeamAdded, team);
+            control.events.publish(event);
+        }
         let (set, named): (Vec<_>, Vec<_>) =
             (config.ports.into_iter()).partition(|(_, port)| control.was_set(port));
         // What file and command line name comes first, and so gets what two ports ask for.
@@ -345,9 +356,11 @@ impl Control {
 
     /// Calls with what a port is checked against.
     fn with_known<R>(&self, call: impl FnOnce(&Base, Known<'_>) -> R) -> R {
-        let (switches, base, ports) = (self.read_switches(), self.read_base(), self.read());
+        let (switches, teams) = (SwitchConfig::all(self), TeamConfig::all(self));
+        let (base, ports) = (self.read_base(), self.read());
         let known = Known {
             switches: &switches,
+            teams: &teams,
             profiles: &base.profiles,
             ports: &ports,
             run_dir: &self.run_dir,
@@ -527,14 +540,6 @@ impl Control {
 
     fn removed_lines(&self) -> MutexGuard<'_, BTreeSet<String>> {
         (self.removed_lines.lock()).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_switches(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, SwitchConfig>> {
-        self.switches.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write_switches(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, SwitchConfig>> {
-        (self.switches.write()).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_base(&self) -> std::sync::RwLockReadGuard<'_, Base> {

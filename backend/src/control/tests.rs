@@ -13,10 +13,11 @@ use super::{
 };
 use crate::capture;
 use crate::config::{
-    Config, File, Layer, Origin, Overlay, PortConfig, Problem, SwitchConfig, add_overlay, build,
+    Config, File, Layer, Origin, Overlay, PortConfig, Problem, SwitchConfig, TeamConfig,
+    add_overlay, build,
 };
 use crate::events::EventKind;
-use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, VmUsage};
+use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, TeamStatus, VmUsage};
 use crate::store::Store;
 
 /// Records what it is told. It cannot make a port with an MTU of 666, nor one in `broken`.
@@ -26,6 +27,8 @@ struct Fake {
     calls: Mutex<Vec<String>>,
     broken: Mutex<BTreeSet<String>>,
     switches: Mutex<BTreeSet<String>>,
+    /// By team.
+    devices: Mutex<BTreeMap<String, BTreeSet<String>>>,
     /// By port; each may be had once.
     macs: Mutex<BTreeMap<String, String>>,
 }
@@ -48,6 +51,23 @@ impl Fake {
             return Err(Refused::new(RefusedKind::Conflict, "taken", "wait").about("mac"));
         }
         macs.insert(port.name.clone(), mac);
+        Ok(())
+    }
+
+    /// Each device may be had once, and the device `bad` by nobody.
+    fn take_devices(&self, name: &str, team: Option<&TeamConfig>) -> Result<(), Refused> {
+        let mut devices = self.devices.lock().unwrap();
+        let wanted = team.into_iter().flat_map(|team| &team.members);
+        let wanted: BTreeSet<String> = wanted.map(|member| member.device.clone()).collect();
+        let mut others = devices.iter().filter(|(other, _)| *other != name);
+        let taken = others.any(|(_, theirs)| !theirs.is_disjoint(&wanted));
+        if taken || wanted.contains("bad") {
+            return Err(Refused::new(RefusedKind::Conflict, "taken", "wait").about("members"));
+        }
+        match team {
+            Some(_) => devices.insert(name.to_owned(), wanted),
+            None => devices.remove(name),
+        };
         Ok(())
     }
 
@@ -104,6 +124,31 @@ impl Engine for Fake {
             ..PortStatus::default()
         };
         self.ports.lock().unwrap().keys().map(status).collect()
+    }
+
+    fn add_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused> {
+        self.take_devices(name, Some(team))?;
+        self.calls.lock().unwrap().push(format!("add team {name}"));
+        Ok(())
+    }
+
+    fn change_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused> {
+        self.take_devices(name, Some(team))?;
+        let members: Vec<String> = team.members.iter().map(ToString::to_string).collect();
+        let call = format!("change team {name} {}", members.join(","));
+        self.calls.lock().unwrap().push(call);
+        Ok(())
+    }
+
+    fn remove_team(&self, name: &str) -> Result<(), Refused> {
+        self.take_devices(name, None)?;
+        let call = format!("remove team {name}");
+        self.calls.lock().unwrap().push(call);
+        Ok(())
+    }
+
+    fn teams(&self) -> Vec<TeamStatus> {
+        Vec::new()
     }
 
     fn add_switch(&self, name: &str, _: &SwitchConfig) -> Result<(), Refused> {
@@ -221,6 +266,7 @@ fn base(file: File, line: Vec<Layer>) -> Base {
     let named = |layer: Layer| (layer.name().to_owned(), layer);
     Base {
         switches: file.switches,
+        teams: file.teams,
         profiles: file.profiles,
         file: file.ports,
         line: line.into_iter().map(named).collect(),

@@ -47,7 +47,12 @@ fn summary(config: &Config) -> String {
         |n: usize, one: &str, more: &str| format!("{n} {}", if n == 1 { one } else { more });
     let switches = count(config.switches.len(), "switch", "switches");
     let ports = config.ports.len() + config.set_aside.len();
-    format!("no problems: {switches}, {}", count(ports, "port", "ports"))
+    let teams = match config.teams.len() {
+        0 => String::new(),
+        teams => count(teams, "team, ", "teams, "),
+    };
+    let ports = count(ports, "port", "ports");
+    format!("no problems: {switches}, {teams}{ports}")
 }
 
 /// What a port names on this host that is not there.

@@ -70,6 +70,7 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         run_dir: run_dir.clone(),
         cpus,
         switches: config.switches.clone(),
+        teams: config.teams.clone(),
         groups,
         broker,
     };
@@ -195,6 +196,7 @@ impl Sources {
         let named = |layer: Layer| (layer.name().to_owned(), layer);
         let base = Base {
             switches: self.file.switches,
+            teams: self.file.teams,
             profiles: self.file.profiles,
             file: self.file.ports,
             line: self.line.into_iter().map(named).collect(),

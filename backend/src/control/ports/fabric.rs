@@ -1,4 +1,4 @@
-//! What ports stand on, which comes and goes without them: switches.
+//! What ports stand on, which comes and goes without them: switches and teams.
 //!
 //! One of them is named by the configuration file or over the API, whose word replaces the file's. It
 //! is made as it is set, and is never set aside as a port may be.
@@ -53,6 +53,13 @@ pub trait Fabric: Configured + Default {
 
     /// Tells who listens that there is a new one, that it has changed, or that it is gone.
     fn publish(control: &Control, name: &str, old: Option<&Self>, new: Option<&Self>);
+
+    /// These are those there are, from now on.
+    fn replace_all(control: &Control, all: BTreeMap<String, Self>) {
+        *Self::configs(control)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = all;
+    }
 
     /// Those there are, as they are now.
     fn all(control: &Control) -> BTreeMap<String, Self> {

@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
+use super::fabric::Fabric;
 use super::{Base, Control, PortConfig};
-use crate::config::{Config, Configured, Overlay, Problem, SwitchConfig};
+use crate::config::{Config, Configured, Overlay, Problem, SwitchConfig, TeamConfig};
 use crate::control::RefusedKind;
+
+mod fabric;
 
 /// What a successful [`Control::reload`] did: numbers of ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,9 +19,6 @@ pub struct Reloaded {
     /// That are gone.
     pub removed: usize,
 }
-
-/// A switch before and after.
-type SwitchStep = (String, Option<SwitchConfig>, SwitchConfig);
 
 /// A port before and after, one of the two at least.
 type Step = (Option<PortConfig>, Option<PortConfig>);
@@ -44,17 +44,18 @@ impl Control {
         };
         let stays_away = |name: &String| removed.contains(name) && !in_file(name);
         config.ports.retain(|name, _| !stays_away(name));
-        let switches = self.make_switches(&config)?;
+        let fabric = fabric::Steps::make(self, &config)?;
         let reloaded = self.reload_ports(&overlay, &mut config);
         let reloaded = match reloaded {
             Ok(reloaded) => reloaded,
             Err(problems) => {
-                self.take_back_switches(&switches);
+                fabric.take_back();
                 return Err(problems);
             }
         };
-        self.end_switches(&config);
-        *self.write_switches() = config.switches;
+        fabric.end_switches(&config);
+        SwitchConfig::replace_all(self, config.switches);
+        TeamConfig::replace_all(self, config.teams);
         *self.write() = config.ports;
         self.write_aside().clear();
         for (port, refused) in config.set_aside {
@@ -166,41 +167,6 @@ impl Control {
             Ok(())
         } else {
             Err(problems)
-        }
-    }
-
-    /// Makes the switches of `config` that are new and changes those that differ: what was before.
-    fn make_switches(&self, config: &Config) -> Result<Vec<SwitchStep>, Vec<Problem>> {
-        let running = self.read_switches().clone();
-        let mut done = Vec::new();
-        for (name, new) in &config.switches {
-            let old = running.get(name);
-            if let Err(refused) = self.exchange_fabric(name, old, Some(new)) {
-                self.take_back_switches(&done);
-                let place = format!("switch {name}");
-                return Err(vec![Problem { place, refused }]);
-            }
-            done.push((name.clone(), old.cloned(), new.clone()));
-        }
-        Ok(done)
-    }
-
-    fn take_back_switches(&self, done: &[SwitchStep]) {
-        for (name, old, new) in done {
-            self.take_back(name, old.as_ref(), Some(new));
-        }
-    }
-
-    /// Ends the switches that are not in `config`; no port is on one of them any more.
-    fn end_switches(&self, config: &Config) {
-        let running = self.read_switches();
-        let gone = running
-            .keys()
-            .filter(|name| !config.switches.contains_key(*name));
-        for name in gone {
-            if let Err(refused) = self.engine.remove_switch(name) {
-                log::error!("switch {name}: {refused}");
-            }
         }
     }
 }
