@@ -15,6 +15,7 @@ mod backlog;
 pub mod distribution;
 mod flowlets;
 pub mod lacp;
+pub mod lldp;
 pub mod machine;
 mod member;
 mod table;
