@@ -81,12 +81,13 @@ pub fn start(options: EngineOptions) -> Result<Arc<dyn Engine>, Refused> {
         )
     };
     let announcer = Announcer::start().map_err(threads)?;
+    let uplinks = Uplinks::start(&options).map_err(threads)?;
     let (notifier, notified) = Notifier::new();
     let core = Arc::new(Core {
         options,
         notifier,
         switches: Mutex::default(),
-        uplinks: Uplinks::default(),
+        uplinks,
         workers,
         announcer: announcer.desk(),
         beats: AtomicU64::new(0),
@@ -161,6 +162,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.core.notifier.stop();
         self.chores.clear();
+        // Frames from the wire come first to an end, then the ports.
+        let switches = self.core.switches();
+        switches.keys().for_each(|name| self.core.uplinks.end(name));
         // Ports end here and not when some thread lets go of its last reference.
         lock(&self.core.ports).clear();
     }
@@ -263,6 +267,13 @@ fn no_such_port(name: &str) -> Refused {
 }
 
 impl Core {
+    /// Tells the uplink of a switch which ports leave by a member of their own.
+    fn set_pins(&self, ports: &BTreeMap<String, Port>, switch: &str) {
+        let on_it = ports.values().filter(|port| port.config.switch == switch);
+        let pins = on_it.filter_map(|port| Some((port.id, port.config.uplink_member.clone()?)));
+        self.uplinks.set_pins(switch, &pins.collect::<Vec<_>>());
+    }
+
     fn switches(&self) -> BTreeMap<String, Arc<Switch>> {
         lock(&self.switches).clone()
     }
@@ -298,7 +309,7 @@ impl Engine for Running {
             return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
         }
         let switch = Arc::new(build::switch(name, config));
-        self.core.uplinks.set(name, config)?;
+        self.core.uplinks.set(&switch, config)?;
         switches.insert(name.to_owned(), switch);
         Ok(())
     }
@@ -306,8 +317,10 @@ impl Engine for Running {
     fn change_switch(&self, name: &str, config: &SwitchConfig) -> Result<(), Refused> {
         let switches = self.core.switches();
         let switch = switches.get(name).ok_or_else(|| no_such_switch(name))?;
-        self.core.uplinks.set(name, config)?;
+        self.core.uplinks.set(switch, config)?;
         switch.configure(build::sizes(config));
+        drop(switches);
+        self.core.set_pins(&lock(&self.core.ports), name);
         Ok(())
     }
 
@@ -339,6 +352,7 @@ impl Engine for Running {
             .events
             .publish(Event::of_port(event, &config.name));
         ports.insert(config.name.clone(), port);
+        core.set_pins(&ports, &config.switch);
         debug!("port {}: on switch {}", config.name, config.switch);
         Ok(())
     }
@@ -347,14 +361,18 @@ impl Engine for Running {
         let mut ports = lock(&self.core.ports);
         let name = &config.name;
         let port = ports.get_mut(name).ok_or_else(|| no_such_port(name))?;
-        port.change(config)
+        let changed = port.change(config)?;
+        self.core.set_pins(&ports, &config.switch);
+        Ok(changed)
     }
 
     fn remove_port(&self, name: &str) -> Result<(), Refused> {
         let mut ports = lock(&self.core.ports);
         let port = ports.remove(name).ok_or_else(|| no_such_port(name))?;
         port.published.ended(name, &self.core.options.events);
+        let switch = port.config.switch.clone();
         self.core.end(port);
+        self.core.set_pins(&ports, &switch);
         Ok(())
     }
 

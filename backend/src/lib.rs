@@ -21,5 +21,6 @@ pub mod spread;
 pub mod status;
 pub mod store;
 mod sys;
+mod uplinks;
 pub mod vhost;
 mod worker;

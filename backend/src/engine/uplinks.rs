@@ -1,54 +1,38 @@
-//! Teams and uplinks: for now what was asked for is kept and reported, and no frame reaches a wire.
+//! Which switch has which uplink: a team, or one device, which is a team of its own.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex};
 
-use crate::config::{Member, SwitchConfig, TeamConfig, Uplink};
+use tandem_uplink::{PortId, Switch, Vid, VlanPolicy};
+
+use super::EngineOptions;
+use crate::config::{SwitchConfig, TeamConfig, Uplink};
 use crate::control::{Refused, RefusedKind};
 use crate::port::lock;
-use crate::status::{MemberStatus, TeamStatus};
+use crate::status::TeamStatus;
+use crate::uplinks;
 
-/// The teams, and which switch has which uplink.
-#[derive(Default)]
-pub(super) struct Uplinks(Mutex<Asked>);
+/// The teams as they run, and which switch has which uplink.
+pub(super) struct Uplinks {
+    running: uplinks::Uplinks,
+    asked: Mutex<Asked>,
+}
 
 #[derive(Default)]
 struct Asked {
-    teams: BTreeMap<String, TeamConfig>,
+    /// The teams that are configured.
+    teams: BTreeSet<String>,
     /// By switch.
     uplinks: BTreeMap<String, Uplink>,
 }
 
-impl Asked {
-    fn switch_of(&self, uplink: &Uplink) -> Option<String> {
-        let mut uplinks = self.uplinks.iter();
-        let found = uplinks.find(|(_, other)| *other == uplink);
-        found.map(|(switch, _)| switch.clone())
-    }
-
-    fn report(&self, uplink: &Uplink) -> TeamStatus {
-        let (name, members) = match uplink {
-            Uplink::Team(name) => {
-                let team = self.teams.get(name);
-                let members = team.map_or(&[][..], |team| &team.members);
-                (name.clone(), members)
-            }
-            Uplink::Device(member) => (member.device.clone(), std::slice::from_ref(member)),
-        };
-        let reason = Some("this version does not reach the wire".to_owned());
-        let member = |member: &Member| MemberStatus {
-            device: member.device.clone(),
-            driver: member.driver.to_string(),
-            reason: reason.clone(),
-            ..MemberStatus::default()
-        };
-        TeamStatus {
-            switch: self.switch_of(uplink),
-            members: members.iter().map(member).collect(),
-            name,
-            reason: reason.clone(),
-            ..TeamStatus::default()
-        }
+/// What an uplink's team is called among those that run. That of a device has a name that no team can
+/// have.
+fn key(uplink: &Uplink) -> String {
+    match uplink {
+        Uplink::Team(name) => name.clone(),
+        Uplink::Device(member) => format!("device {}", member.device),
     }
 }
 
@@ -57,62 +41,122 @@ fn no_such_team(name: &str) -> Refused {
     Refused::new(RefusedKind::NotFound, reason, "see tandem team list")
 }
 
+/// The VLANs of an uplink.
+fn vlan(config: &SwitchConfig) -> Result<VlanPolicy, Refused> {
+    let native = config.uplink_native_vlan.map(Vid::new).transpose();
+    let native = native.map_err(|e| {
+        let refused = Refused::new(RefusedKind::Invalid, e.to_string(), "use 1 to 4094");
+        refused.about("uplink_native_vlan")
+    })?;
+    Ok(VlanPolicy::Uplink {
+        vlans: config.uplink_vlans.clone(),
+        native,
+    })
+}
+
 impl Uplinks {
+    pub(super) fn start(options: &EngineOptions) -> io::Result<Self> {
+        let broker = Arc::clone(&options.broker);
+        let events = Arc::clone(&options.events);
+        Ok(Self {
+            running: uplinks::Uplinks::start(broker, events, options.cpus.clone())?,
+            asked: Mutex::default(),
+        })
+    }
+
     pub(super) fn add_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused> {
-        let mut asked = lock(&self.0);
-        if asked.teams.contains_key(name) {
+        let mut asked = lock(&self.asked);
+        if !asked.teams.insert(name.to_owned()) {
             let reason = format!("there is a team {name} already");
             let refused = Refused::new(RefusedKind::Conflict, reason, "choose another name");
             return Err(refused.about("name"));
         }
-        asked.teams.insert(name.to_owned(), team.clone());
+        self.running.set(name, name, team);
         Ok(())
     }
 
     pub(super) fn change_team(&self, name: &str, team: &TeamConfig) -> Result<(), Refused> {
-        let mut asked = lock(&self.0);
-        let old = asked.teams.get_mut(name);
-        *old.ok_or_else(|| no_such_team(name))? = team.clone();
+        let asked = lock(&self.asked);
+        if !asked.teams.contains(name) {
+            return Err(no_such_team(name));
+        }
+        self.running.set(name, name, team);
         Ok(())
     }
 
     pub(super) fn remove_team(&self, name: &str) -> Result<(), Refused> {
-        let mut asked = lock(&self.0);
-        if let Some(switch) = asked.switch_of(&Uplink::Team(name.to_owned())) {
+        let mut asked = lock(&self.asked);
+        let this = Uplink::Team(name.to_owned());
+        let mut uplinks = asked.uplinks.iter();
+        if let Some((switch, _)) = uplinks.find(|(_, uplink)| **uplink == this) {
             let reason = format!("team {name} is the uplink of switch {switch}");
             let remedy = "give the switch another uplink, or none";
             return Err(Refused::new(RefusedKind::Conflict, reason, remedy).about("name"));
         }
-        let old = asked.teams.remove(name);
-        old.map(drop).ok_or_else(|| no_such_team(name))
+        if !asked.teams.remove(name) {
+            return Err(no_such_team(name));
+        }
+        self.running.remove(name);
+        Ok(())
     }
 
+    /// Those that are configured, by name.
     pub(super) fn teams(&self) -> Vec<TeamStatus> {
-        let asked = lock(&self.0);
-        let all = asked.teams.keys();
-        all.map(|name| asked.report(&Uplink::Team(name.clone())))
-            .collect()
+        let asked = lock(&self.asked);
+        let all = asked.teams.iter();
+        all.filter_map(|name| self.running.status(name)).collect()
     }
 
     /// Gives a switch the uplink of these settings, in place of the one it had.
-    pub(super) fn set(&self, switch: &str, config: &SwitchConfig) -> Result<(), Refused> {
-        let mut asked = lock(&self.0);
-        let uplink = config.uplink_among(|name| asked.teams.contains_key(name));
-        match uplink {
-            Some(uplink) => drop(asked.uplinks.insert(switch.to_owned(), uplink)),
-            None => drop(asked.uplinks.remove(switch)),
+    pub(super) fn set(&self, switch: &Arc<Switch>, config: &SwitchConfig) -> Result<(), Refused> {
+        let vlan = vlan(config)?;
+        let mut asked = lock(&self.asked);
+        let new = config.uplink_among(|name| asked.teams.contains(name));
+        let old = asked.uplinks.get(switch.name()).cloned();
+        if new == old {
+            return new.map_or(Ok(()), |new| self.running.change_vlan(&key(&new), vlan));
         }
+        if let Some(old) = &old {
+            self.let_go(old);
+            asked.uplinks.remove(switch.name());
+        }
+        let Some(new) = new else { return Ok(()) };
+        if let Uplink::Device(member) = &new {
+            let team = TeamConfig {
+                members: vec![member.clone()],
+                ..TeamConfig::default()
+            };
+            self.running.set(&key(&new), &member.device, &team);
+        }
+        self.running.attach(&key(&new), switch, vlan)?;
+        asked.uplinks.insert(switch.name().to_owned(), new);
         Ok(())
     }
 
     /// Ends the uplink of a switch, if it has one.
     pub(super) fn end(&self, switch: &str) {
-        lock(&self.0).uplinks.remove(switch);
+        if let Some(uplink) = lock(&self.asked).uplinks.remove(switch) {
+            self.let_go(&uplink);
+        }
+    }
+
+    fn let_go(&self, uplink: &Uplink) {
+        let key = key(uplink);
+        self.running.detach(&key);
+        if matches!(uplink, Uplink::Device(_)) {
+            self.running.remove(&key);
+        }
     }
 
     /// What the uplink of a switch does, if it has one.
     pub(super) fn of(&self, switch: &str) -> Option<TeamStatus> {
-        let asked = lock(&self.0);
-        asked.uplinks.get(switch).map(|uplink| asked.report(uplink))
+        let asked = lock(&self.asked);
+        let uplink = asked.uplinks.get(switch)?;
+        self.running.status(&key(uplink))
+    }
+
+    /// The ports of a switch that leave by a member of their own.
+    pub(super) fn set_pins(&self, switch: &str, pins: &[(PortId, String)]) {
+        self.running.set_pins(switch, pins);
     }
 }

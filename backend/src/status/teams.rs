@@ -115,7 +115,7 @@ pub struct MemberStatus {
     pub mac: Option<String>,
     /// The link's bit/s, if it is known.
     pub bandwidth: Option<u64>,
-    /// The share of conversations that leave by it, in percent.
+    /// Its share of the bytes that all members have sent, in percent.
     pub share_percent: f64,
     /// What came from the wire.
     pub from_wire: DirectionCounters,

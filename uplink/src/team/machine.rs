@@ -138,10 +138,11 @@ impl Machine {
             return Condition::default();
         };
         if !seat.up {
-            let reason = Some(lacp::Reason::NoLink.to_string());
             return Condition {
-                reason,
-                ..Condition::default()
+                // What comes in has come over a link: the other end may know of it before we do.
+                collects: self.settings.mode != Mode::Lacp,
+                works: false,
+                reason: Some(lacp::Reason::NoLink.to_string()),
             };
         }
         let (Some(port), Some(group)) = (self.lacp(id), &self.group) else {

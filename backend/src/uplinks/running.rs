@@ -1,0 +1,384 @@
+//! A team as it runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use log::{info, warn};
+use tandem_uplink::nic::links::Link;
+use tandem_uplink::team::distribution::Distribution;
+use tandem_uplink::team::lacp::Timer;
+use tandem_uplink::team::machine::{Condition, Machine, Settings};
+use tandem_uplink::team::{Mode, Place, Plan, Team};
+use tandem_uplink::{
+    Forwarder, Now, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, VlanPolicy,
+};
+
+use super::seat::{Seat, Wire};
+use super::{Host, LOOK};
+use crate::capture::Captures;
+use crate::config::{LacpTimer, TeamConfig, TeamMode};
+use crate::control::{Refused, RefusedKind};
+use crate::events::{Event, EventKind};
+use crate::status::Failover;
+
+/// The name of an uplink among the ports of its switch: no port that is configured can have it.
+const PORT_NAME: &str = "(uplink)";
+/// Addresses learned from the wire: as many as the switch has room for.
+const MAC_LIMIT: u32 = u32::MAX;
+/// Announcements are repeated once: one may have been lost with the member.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A team.
+pub(super) struct Running {
+    pub(super) name: String,
+    pub(super) config: TeamConfig,
+    pub(super) team: Arc<Team>,
+    pub(super) captures: Captures,
+    pub(super) machine: Machine,
+    pub(super) seats: Vec<Seat>,
+    pub(super) home: Option<Home>,
+    pub(super) failovers: u64,
+    pub(super) last_failover: Option<Failover>,
+    /// As published, by the members' numbers.
+    pub(super) conditions: BTreeMap<u32, Condition>,
+    pins: Vec<(PortId, String)>,
+    /// Something else than conditions has changed since the last plan was published.
+    stale: bool,
+    announce_at: Option<Now>,
+    look_at: Now,
+}
+
+/// The switch that has a team as its uplink.
+pub(super) struct Home {
+    pub(super) switch: Arc<Switch>,
+    port: PortId,
+}
+
+impl Home {
+    /// Adds the uplink's port to a switch.
+    pub(super) fn make(
+        switch: &Arc<Switch>,
+        team: Arc<Team>,
+        vlan: VlanPolicy,
+    ) -> Result<Self, Refused> {
+        let received = Arc::clone(team.received());
+        let spec = PortSpec {
+            uplink: true,
+            vlan,
+            storm: StormLimit::UNLIMITED,
+            mac_limit: MAC_LIMIT,
+            ..PortSpec::new(PORT_NAME, received, team)
+        };
+        let port = switch.add_port(spec).map_err(not_added)?;
+        Ok(Self {
+            switch: Arc::clone(switch),
+            port,
+        })
+    }
+
+    pub(super) fn set_vlan(&self, vlan: VlanPolicy) -> Result<(), Refused> {
+        let policy = PortPolicy {
+            vlan,
+            storm: StormLimit::UNLIMITED,
+            mac_limit: MAC_LIMIT,
+            ..PortPolicy::default()
+        };
+        self.switch
+            .update_port(self.port, policy)
+            .map_err(not_added)
+    }
+}
+
+fn not_added(e: tandem_uplink::switch::SwitchError) -> Refused {
+    let refused = Refused::new(RefusedKind::Conflict, e.to_string(), "see tandem port list");
+    refused.about("uplink")
+}
+
+fn settings(config: &TeamConfig) -> Settings {
+    Settings {
+        mode: match config.mode {
+            TeamMode::SwitchIndependent => Mode::SwitchIndependent,
+            TeamMode::Static => Mode::Static,
+            TeamMode::Lacp => Mode::Lacp,
+        },
+        timer: match config.lacp_timer {
+            LacpTimer::Fast => Timer::Fast,
+            LacpTimer::Slow => Timer::Slow,
+        },
+    }
+}
+
+impl Running {
+    pub(super) fn new(name: &str, config: &TeamConfig) -> Self {
+        let captures = Captures::default();
+        Self {
+            name: name.to_owned(),
+            team: Arc::new(Team::new(Some(captures.tracepoint()))),
+            captures,
+            machine: Machine::new(settings(config)),
+            config: config.clone(),
+            seats: Vec::new(),
+            home: None,
+            failovers: 0,
+            last_failover: None,
+            conditions: BTreeMap::new(),
+            pins: Vec::new(),
+            stale: true,
+            announce_at: None,
+            look_at: Now(0),
+        }
+    }
+
+    /// What the switch gives its frames to.
+    pub(super) fn outlet(&self) -> Arc<Team> {
+        Arc::clone(&self.team)
+    }
+
+    pub(super) fn is_uplink_of(&self, switch: &str) -> bool {
+        self.home
+            .as_ref()
+            .is_some_and(|home| home.switch.name() == switch)
+    }
+
+    pub(super) fn has_member(&self, id: u32) -> bool {
+        self.seats.iter().any(|seat| seat.id == id)
+    }
+
+    /// Takes other settings: members that stay are not disturbed, unless the mode is another one.
+    pub(super) fn configure(&mut self, config: &TeamConfig) {
+        let mut old = std::mem::take(&mut self.seats);
+        for member in &config.members {
+            let known = old.iter().position(|seat| seat.config == *member);
+            self.seats.push(match known {
+                Some(at) => old.swap_remove(at),
+                None => Seat::new(member),
+            });
+        }
+        for gone in &old {
+            self.machine.remove(gone.id);
+            self.conditions.remove(&gone.id);
+        }
+        // Nothing is sent by a device that is about to be given back.
+        self.config = config.clone();
+        let settings = settings(config);
+        if *self.machine.settings() != settings {
+            self.machine = Machine::new(settings);
+            for seat in &self.seats {
+                if let Some(open) = &seat.open {
+                    self.machine.add(seat.id, open.member.mac);
+                }
+            }
+        }
+        self.publish();
+        drop(old);
+    }
+
+    pub(super) fn set_pins(&mut self, pins: &[(PortId, String)]) -> bool {
+        let changed = self.pins != pins;
+        if changed {
+            self.pins = pins.to_vec();
+            self.stale = true;
+        }
+        changed
+    }
+
+    /// It is nobody's uplink any more.
+    pub(super) fn leave(&mut self) {
+        if let Some(home) = self.home.take() {
+            home.switch.remove_port(home.port);
+        }
+        for seat in &mut self.seats {
+            self.machine.remove(seat.id);
+            seat.open = None;
+            seat.trouble = None;
+        }
+        self.conditions.clear();
+        self.pins.clear();
+        self.publish();
+    }
+
+    /// Takes a frame for the team.
+    pub(super) fn receive(&mut self, id: u32, frame: &[u8], now: Now, wire: &mut Wire) {
+        let seats = &self.seats;
+        (self.machine).receive(id, frame, now, &mut |id, frame| {
+            send(seats, wire, id, frame)
+        });
+    }
+
+    /// Opens devices that are there, closes those that are not, and notes which links are up.
+    pub(super) fn look_at_links(&mut self, links: &BTreeMap<String, Link>, host: &Host, now: Now) {
+        let Some(home) = &self.home else { return };
+        for seat in &mut self.seats {
+            let forwarder = || Some(Forwarder::new(Arc::clone(&home.switch), home.port));
+            if seat.follow(links, host, forwarder, now) {
+                self.machine.remove(seat.id);
+                if let Some(open) = &seat.open {
+                    self.machine.add(seat.id, open.member.mac);
+                }
+                self.stale = true;
+            }
+            let link = links
+                .get(&seat.config.device)
+                .filter(|_| seat.open.is_some());
+            let up = link.is_some_and(|link| link.up && link.carrier);
+            self.machine.set_link(seat.id, up, now);
+        }
+    }
+
+    /// Runs the machines, and publishes what is not as it was.
+    pub(super) fn run(&mut self, now: Now, wire: &mut Wire, host: &Host) {
+        let seats = &self.seats;
+        (self.machine).run(now, &mut |id, frame| send(seats, wire, id, frame));
+        let conditions: BTreeMap<u32, Condition> = (self.seats.iter())
+            .filter(|seat| seat.open.is_some())
+            .map(|seat| (seat.id, self.machine.condition(seat.id)))
+            .collect();
+        if conditions != self.conditions || self.stale {
+            let before = std::mem::replace(&mut self.conditions, conditions);
+            self.publish();
+            let took = Now::monotonic().0.saturating_sub(now.0) as f64 / 1e6;
+            self.tell(&before, now, took, host);
+        }
+        if self.announce_at.is_some_and(|at| at <= now) {
+            self.announce_at = None;
+            self.announce();
+        }
+        if self.is_dynamic() && self.look_at <= now {
+            self.look_at = now + LOOK;
+            self.team.look();
+        }
+    }
+
+    fn is_dynamic(&self) -> bool {
+        self.home.is_some() && self.config.distribution == Distribution::Dynamic
+    }
+
+    /// When there is something to do without being asked.
+    pub(super) fn next(&self) -> Option<Now> {
+        let retry = self.seats.iter().filter(|seat| seat.open.is_none());
+        let retry = retry.filter_map(|seat| seat.trouble.as_ref().map(|(_, at)| *at));
+        let retry = retry.filter(|_| self.home.is_some());
+        let look = self.is_dynamic().then_some(self.look_at);
+        let own = [self.machine.next(), self.announce_at, look];
+        own.into_iter().flatten().chain(retry).min()
+    }
+
+    /// Gives the data path the members that work now.
+    fn publish(&mut self) {
+        self.stale = false;
+        let places = self.seats.iter().map(|seat| {
+            let condition = self.conditions.get(&seat.id);
+            Place {
+                id: seat.id,
+                member: seat.open.as_ref().map(|open| Arc::clone(&open.member)),
+                collects: condition.is_some_and(|condition| condition.collects),
+                works: condition.is_some_and(|condition| condition.works),
+                standby: self.config.standby.as_ref() == Some(&seat.config.device),
+            }
+        });
+        let number = |device: &str| {
+            let mut seats = self.seats.iter();
+            seats
+                .find(|seat| seat.config.device == device)
+                .map(|seat| seat.id)
+        };
+        let pins = self.pins.iter();
+        let plan = Plan {
+            mode: self.machine.settings().mode,
+            distribution: self.config.distribution,
+            places: places.collect(),
+            pins: pins
+                .filter_map(|(port, device)| Some((*port, number(device)?)))
+                .collect(),
+            probes: false,
+        };
+        self.team.publish(&plan);
+    }
+
+    /// Tells of members that have failed or are back, and lets the network know.
+    fn tell(&mut self, before: &BTreeMap<u32, Condition>, now: Now, took: f64, host: &Host) {
+        let worked = |id: u32| before.get(&id).is_some_and(|condition| condition.works);
+        let works = |id: u32| self.conditions.get(&id).is_some_and(|c| c.works);
+        let changed: Vec<usize> = (0..self.seats.len())
+            .filter(|at| worked(self.seats[*at].id) != works(self.seats[*at].id))
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        let independent = self.machine.settings().mode == Mode::SwitchIndependent;
+        if independent && self.seats.len() > 1 && self.team.ready() {
+            self.announce();
+            self.announce_at = Some(now + AGAIN);
+        }
+        for at in changed {
+            self.tell_of(at, took, host);
+        }
+    }
+
+    fn tell_of(&mut self, at: usize, milliseconds: f64, host: &Host) {
+        let (team, device) = (&self.name, self.seats[at].config.device.clone());
+        let condition = self.conditions.get(&self.seats[at].id).cloned();
+        let event = |kind| {
+            let mut event = Event::new(kind);
+            event.team = Some(team.clone());
+            event.member = Some(device.clone());
+            event
+        };
+        if condition.as_ref().is_some_and(|condition| condition.works) {
+            info!("team {team}: member {device} works");
+            host.events.publish(event(EventKind::MemberUp));
+            return;
+        }
+        let reason = condition.and_then(|condition| condition.reason);
+        let reason = reason.unwrap_or_else(|| "the device is gone".to_owned());
+        let others: Vec<String> = (self.seats.iter())
+            .filter(|seat| self.conditions.get(&seat.id).is_some_and(|c| c.works))
+            .map(|seat| seat.config.device.clone())
+            .collect();
+        let to = (!others.is_empty()).then(|| others.join(", "));
+        let where_to = match &to {
+            Some(to) => format!("its flows go by {to}, after {milliseconds:.1} ms"),
+            None => "no member is left".to_owned(),
+        };
+        warn!("team {team}: member {device} has failed: {reason}; {where_to}");
+        host.events
+            .publish(event(EventKind::MemberDown).saying(reason.clone()));
+        if to.is_some() {
+            host.events
+                .publish(event(EventKind::TeamFailover).saying(where_to));
+        }
+        let failover = Failover {
+            at: Timestamp::now().to_string(),
+            from: Some(device),
+            to: to.filter(|_| others.len() == 1),
+            reason,
+            milliseconds,
+        };
+        self.failovers += 1;
+        self.seats[at].failovers += 1;
+        self.seats[at].last_failover = Some(failover.clone());
+        self.last_failover = Some(failover);
+    }
+
+    fn announce(&self) {
+        if let Some(home) = &self.home {
+            home.switch.announce_stations(home.port);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.captures.end();
+        self.leave();
+    }
+}
+
+fn send(seats: &[Seat], wire: &mut Wire, id: u32, frame: &[u8]) {
+    let open = seats.iter().find(|seat| seat.id == id);
+    if let Some(open) = open.and_then(|seat| seat.open.as_ref()) {
+        wire.send(&*open.member.nic, frame);
+    }
+}

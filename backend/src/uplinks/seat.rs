@@ -1,0 +1,170 @@
+//! A member's place in a team: the device that is to be there, and the one that is.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+
+use tandem_uplink::nic::Nic;
+use tandem_uplink::nic::af_packet::AfPacket;
+use tandem_uplink::nic::links::Link;
+use tandem_uplink::team::Member;
+use tandem_uplink::{Forwarder, Now, Tap};
+use tandem_virtio_net::spec::NetHdr;
+use tandem_virtio_net::{Batch, Scratch};
+
+use super::{Host, RETRY};
+use crate::config::{Driver, Member as MemberConfig};
+use crate::nic_thread::{Bell, NicThread, Work};
+use crate::status::Failover;
+
+/// A member's place.
+pub(super) struct Seat {
+    /// The member's number, its own for good: the same after every restart.
+    pub(super) id: u32,
+    pub(super) config: MemberConfig,
+    pub(super) open: Option<Open>,
+    /// Why the device could not be opened, and when to try again.
+    pub(super) trouble: Option<(String, Now)>,
+    pub(super) failovers: u64,
+    pub(super) last_failover: Option<Failover>,
+}
+
+/// A device that is there.
+pub(super) struct Open {
+    /// The kernel's number: a device that is made again under its name has another.
+    pub(super) index: u32,
+    pub(super) member: Arc<Member>,
+    /// Why this driver.
+    pub(super) driver_reason: Option<String>,
+    /// Ends before the device is given back: fields drop in order.
+    thread: NicThread,
+}
+
+impl Seat {
+    pub(super) fn new(config: &MemberConfig) -> Self {
+        let hasher = BuildHasherDefault::<DefaultHasher>::new();
+        Self {
+            id: (hasher.hash_one(&config.device) as u32).max(1),
+            config: config.clone(),
+            open: None,
+            trouble: None,
+            failovers: 0,
+            last_failover: None,
+        }
+    }
+
+    /// Opens the device if it is there and is not open, and closes one that is gone. True if either was
+    /// done.
+    pub(super) fn follow(
+        &mut self,
+        links: &BTreeMap<String, Link>,
+        host: &Host,
+        forwarder: impl FnOnce() -> Option<Forwarder>,
+        now: Now,
+    ) -> bool {
+        let link = links.get(&self.config.device);
+        let index = link.map(|link| link.index);
+        let gone = |open: &Open| Some(open.index) != index || open.thread.lost().is_some();
+        let closed = self.open.take_if(|open| gone(open)).is_some();
+        if closed {
+            self.trouble = None;
+        }
+        let may_try = self.trouble.as_ref().is_none_or(|(_, until)| *until <= now);
+        // A TAP is made if it is not there.
+        let wanted = link.is_some() || self.config.driver == Driver::Tap;
+        if self.open.is_some() || !wanted || !may_try {
+            return closed;
+        }
+        match open(self, link, host, forwarder) {
+            Ok(open) => {
+                self.trouble = None;
+                self.open = Some(open);
+                true
+            }
+            Err(words) => {
+                if self.trouble.as_ref().is_none_or(|(old, _)| *old != words) {
+                    log::warn!("{}: {words}", self.config.device);
+                }
+                self.trouble = Some((words, now + RETRY));
+                closed
+            }
+        }
+    }
+}
+
+fn open(
+    seat: &Seat,
+    link: Option<&Link>,
+    host: &Host,
+    forwarder: impl FnOnce() -> Option<Forwarder>,
+) -> Result<Open, String> {
+    let name = &seat.config.device;
+    let (nic, driver_reason) = device(&seat.config, link, host)?;
+    let words = |e: std::io::Error| format!("a thread could not be started: {e}");
+    let bell = Bell::new().map_err(words)?;
+    let mac = link.map(|link| link.mac).unwrap_or_default();
+    let member = Member::new(seat.id, Arc::clone(&nic), mac, bell.clone());
+    let member = Arc::new(member);
+    let work = Work {
+        nic,
+        forwarder: forwarder(),
+        member: Some((Arc::clone(&member), Arc::clone(&host.control))),
+        cpus: host.cpus.clone(),
+    };
+    let thread = NicThread::start(name, bell, work).map_err(words)?;
+    Ok(Open {
+        index: link.map_or(0, |link| link.index),
+        member,
+        driver_reason,
+        thread,
+    })
+}
+
+/// The device by its driver, and why by that one if it was not named.
+fn device(
+    config: &MemberConfig,
+    link: Option<&Link>,
+    host: &Host,
+) -> Result<(Arc<dyn Nic>, Option<String>), String> {
+    let name = &config.device;
+    match config.driver {
+        Driver::Tap => {
+            let mtu = link.map_or(1500, |link| link.mtu.min(65_521) as u16);
+            let device = host.broker.tap(name, mtu, None);
+            let device = device.map_err(|e| e.to_string())?;
+            Ok((Arc::new(Tap::new(name, device)), None))
+        }
+        Driver::AfXdp => Err("this version has no AF_XDP: use af_packet".to_owned()),
+        Driver::Auto | Driver::AfPacket => {
+            let socket = host.broker.packet(name).map_err(|e| e.to_string())?;
+            let auto = config.driver == Driver::Auto;
+            let reason = auto.then(|| "segments of 64 KiB and checksums stay whole".to_owned());
+            Ok((Arc::new(AfPacket::new(name, socket)), reason))
+        }
+    }
+}
+
+/// What it takes to send a frame of the team's own.
+pub(super) struct Wire {
+    batch: Batch,
+    scratch: Scratch,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            batch: Batch::with_own_bytes(1 << 17),
+            scratch: Scratch::default(),
+        }
+    }
+}
+
+impl Wire {
+    /// Sends a frame in front of all that waits. False: the device has no room.
+    pub(super) fn send(&mut self, nic: &dyn Nic, frame: &[u8]) -> bool {
+        let pushed = self.batch.push_frame(NetHdr::default(), frame);
+        let sent = pushed.is_ok() && nic.send(&mut self.batch, &[0], &mut self.scratch) == 1;
+        self.batch.clear();
+        sent
+    }
+}
