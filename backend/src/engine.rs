@@ -443,10 +443,12 @@ impl Engine for Running {
         let switches = self.core.switches();
         let switches = switches.iter().map(|(name, switch)| {
             let mine = ports.values().filter(|port| port.config.switch == *name);
-            SwitchStatus {
-                uplink_status: self.core.uplinks.of(name),
-                ..report::switch(name, switch, mine)
-            }
+            let mut status = report::switch(name, switch, mine);
+            let (frames, segments) = self.core.uplinks.segmented(name);
+            status.counters.segmented_frames += frames;
+            status.counters.segments += segments;
+            status.uplink_status = self.core.uplinks.of(name);
+            status
         });
         let switches: Vec<SwitchStatus> = switches.collect();
         SwitchesStatus {

@@ -11,7 +11,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::status::{DirectionCounters, Port, PortState, QueueStatus, Status, SwitchStatus, Vm};
+use crate::status::{
+    DirectionCounters, MemberState, MemberStatus, Port, PortState, QueueStatus, Status,
+    SwitchStatus, TeamStatus, Vm,
+};
 
 /// The type of [`Page::text`].
 pub const TYPE: &str = CONTENT_TYPE;
@@ -95,10 +98,61 @@ impl Collector for Page {
             uptime,
         )?;
         self.switches(&mut out)?;
+        self.uplinks(&mut out)?;
         self.vms(&mut out)?;
         self.ports(&mut out)?;
         self.queues(&mut out)
     }
+}
+
+fn members(uplinks: &[(&str, &TeamStatus)], out: &mut Family<'_>) -> Result<(), Error> {
+    let all: Vec<([(&'static str, &str); 3], &MemberStatus)> = (uplinks.iter())
+        .flat_map(|(switch, team)| {
+            team.members.iter().map(move |member| {
+                let name = ("member", member.device.as_str());
+                (
+                    [("switch", *switch), ("team", team.name.as_str()), name],
+                    member,
+                )
+            })
+        })
+        .collect();
+    let gauge = |of: fn(&MemberStatus) -> bool| {
+        all.iter()
+            .map(move |(labels, member)| (*labels, of(member).into()))
+    };
+    let help = "Whether frames can leave by the member";
+    let up = gauge(|member| member.state != MemberState::Down);
+    out.gauge("tandem_member_up", help, up)?;
+    let link = gauge(|member| member.link_up);
+    out.gauge(
+        "tandem_member_carrier",
+        "Whether its device has a carrier",
+        link,
+    )?;
+    let failovers = all
+        .iter()
+        .map(|(labels, member)| (*labels, member.failovers));
+    let help = "How often its frames had to leave by another";
+    out.counter("tandem_member_failovers", help, failovers)?;
+    type Of = fn(&DirectionCounters) -> u64;
+    let both: [(&str, &str, Of); 2] = [
+        ("frames", "Ethernet frames that went through", |d| d.frames),
+        ("bytes", "Bytes of those, without check sequence", |d| {
+            d.bytes
+        }),
+    ];
+    for (name, help, of) in both {
+        let rows = all.iter().flat_map(|&([a, b, c], member)| {
+            let ways = [
+                ("from_wire", &member.from_wire),
+                ("to_wire", &member.to_wire),
+            ];
+            ways.map(|(direction, counters)| ([a, b, c, ("direction", direction)], of(counters)))
+        });
+        out.counter(&format!("tandem_member_{name}"), help, rows)?;
+    }
+    Ok(())
 }
 
 /// Labels of a port's metric.
@@ -163,6 +217,44 @@ impl Page {
             out.counter(&format!("tandem_switch_{name}"), help, rows(of))?;
         }
         Ok(())
+    }
+
+    fn uplinks(&self, out: &mut Family<'_>) -> Result<(), Error> {
+        let switches = self.status.switches.switches.iter();
+        let uplinks: Vec<(&str, &TeamStatus)> = switches
+            .filter_map(|s| Some((s.name.as_str(), s.uplink_status.as_ref()?)))
+            .collect();
+        let of_uplink = |of: fn(&TeamStatus) -> u64| {
+            let labels = |switch, team| [("switch", switch), ("team", team)];
+            let rows = uplinks.iter();
+            let rows = rows.map(move |(s, team)| (labels(*s, team.name.as_str()), of(team)));
+            rows.collect::<Vec<_>>()
+        };
+        let help = "How often frames had to leave by another member";
+        let failovers = of_uplink(|team| team.failovers);
+        out.counter("tandem_uplink_failovers", help, failovers)?;
+        let help = "Frames from the wire for the team itself";
+        let control = of_uplink(|team| team.control_frames);
+        out.counter("tandem_uplink_control_frames", help, control)?;
+        let help = "How often conversations moved to a member with less to do";
+        out.counter("tandem_uplink_moved", help, of_uplink(|team| team.moved))?;
+        let mut drops = Vec::new();
+        for (switch, team) in &uplinks {
+            let both = [("from_wire", &team.from_wire), ("to_wire", &team.to_wire)];
+            for (direction, counters) in both {
+                let reasons = counters.drops.iter().map(|(reason, n)| {
+                    let [a, b] = [("switch", *switch), ("team", team.name.as_str())];
+                    (
+                        [a, b, ("direction", direction), ("reason", reason.as_str())],
+                        *n,
+                    )
+                });
+                drops.extend(reasons);
+            }
+        }
+        let help = "Frames that were dropped, by the switch as well; only reasons that occurred";
+        out.counter("tandem_uplink_dropped_frames", help, drops)?;
+        members(&uplinks, out)
     }
 
     fn vms(&self, out: &mut Family<'_>) -> Result<(), Error> {

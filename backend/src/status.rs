@@ -80,6 +80,17 @@ impl From<&Counters> for DirectionCounters {
     }
 }
 
+impl DirectionCounters {
+    /// Adds what others have counted.
+    pub(crate) fn add(&mut self, counters: &Counters) {
+        self.frames += counters.frames();
+        self.bytes += counters.bytes();
+        for (reason, n) in counters.drops() {
+            *self.drops.entry(reason.name().to_owned()).or_default() += n;
+        }
+    }
+}
+
 /// Both directions of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortCounters {

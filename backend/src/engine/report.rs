@@ -123,18 +123,10 @@ fn counters(port: &GuestPort) -> PortCounters {
         to_vm: DirectionCounters::default(),
     };
     for pair in port.pairs() {
-        add(&mut sum.from_vm, &pair.from_vm);
-        add(&mut sum.to_vm, &pair.to_vm);
+        sum.from_vm.add(&pair.from_vm);
+        sum.to_vm.add(&pair.to_vm);
     }
     sum
-}
-
-fn add(sum: &mut DirectionCounters, counters: &Counters) {
-    sum.frames += counters.frames();
-    sum.bytes += counters.bytes();
-    for (reason, n) in counters.drops() {
-        *sum.drops.entry(reason.name().to_owned()).or_default() += n;
-    }
 }
 
 fn queue(pair_index: u16, pair: &Pair) -> QueueStatus {

@@ -155,6 +155,13 @@ impl Uplinks {
         self.running.status(&key(uplink))
     }
 
+    /// Frames cut up for the uplink of a switch, and the segments they became.
+    pub(super) fn segmented(&self, switch: &str) -> (u64, u64) {
+        let asked = lock(&self.asked);
+        let uplink = asked.uplinks.get(switch);
+        uplink.map_or((0, 0), |uplink| self.running.segmented(&key(uplink)))
+    }
+
     /// The ports of a switch that leave by a member of their own.
     pub(super) fn set_pins(&self, switch: &str, pins: &[(PortId, String)]) {
         self.running.set_pins(switch, pins);

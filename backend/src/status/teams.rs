@@ -146,6 +146,14 @@ pub struct TeamStatus {
     pub failovers: u64,
     /// The last time.
     pub last_failover: Option<Failover>,
+    /// What came from the wire by all members, and what of it was dropped there and by the switch.
+    pub from_wire: DirectionCounters,
+    /// What was sent to the wire by all members, and what was dropped on its way.
+    pub to_wire: DirectionCounters,
+    /// Of what came from the wire, frames for the team itself: LACP, LLDP, answers to probes.
+    pub control_frames: u64,
+    /// How often conversations have moved to a member with less to do (`distribution = "dynamic"`).
+    pub moved: u64,
     /// The members, in the order they are named.
     #[serde(rename = "member_status")]
     pub members: Vec<MemberStatus>,

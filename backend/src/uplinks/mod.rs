@@ -175,6 +175,18 @@ impl Uplinks {
         }
     }
 
+    /// Frames that were cut up because a device does not take them whole, and the segments they became.
+    pub(crate) fn segmented(&self, name: &str) -> (u64, u64) {
+        let state = lock(&self.shared.state);
+        let seats = state.teams.get(name).map(|team| team.seats.iter());
+        let open = seats
+            .into_iter()
+            .flatten()
+            .filter_map(|seat| seat.open.as_ref());
+        open.map(|open| open.member.nic.segmented())
+            .fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+    }
+
     /// What a team does.
     pub(crate) fn status(&self, name: &str) -> Option<TeamStatus> {
         let state = lock(&self.shared.state);

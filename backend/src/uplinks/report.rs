@@ -32,7 +32,19 @@ pub(super) fn team(team: &Running, links: &BTreeMap<String, Link>) -> TeamStatus
         (_, n) if n < members.len() => (TeamState::Degraded, Some("a member does not work")),
         _ => (TeamState::Up, None),
     };
+    let mut from_wire = DirectionCounters::from(&**team.team.received());
+    let mut to_wire = DirectionCounters::from(&**team.team.sent());
+    let mut control_frames = 0;
+    for open in team.seats.iter().filter_map(|seat| seat.open.as_ref()) {
+        from_wire.add(open.member.nic.received());
+        to_wire.add(open.member.nic.sent());
+        control_frames += open.member.consumed();
+    }
     TeamStatus {
+        from_wire,
+        to_wire,
+        control_frames,
+        moved: team.team.flowlets_moved(),
         name: team.name.clone(),
         switch: team.home.as_ref().map(|home| home.switch.name().to_owned()),
         state,
