@@ -12,6 +12,7 @@
 //!
 //! A team takes its devices once a switch has it as its uplink, and gives them back when it has not.
 
+mod neighbour;
 mod report;
 mod running;
 mod seat;

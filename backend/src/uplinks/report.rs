@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tandem_uplink::Now;
 use tandem_uplink::nic::links::Link;
 use tandem_uplink::team::lacp::{Port, PortInfo, State};
 
@@ -81,6 +82,7 @@ fn member(
         mac: link.map(|link| link.mac.to_string()),
         failovers: seat.failovers,
         last_failover: seat.last_failover.clone(),
+        lldp: seat.lldp.status(Now::monotonic()),
         lacp: team.machine.lacp(seat.id).map(lacp),
         ..MemberStatus::default()
     };

@@ -18,7 +18,7 @@ use tandem_uplink::{
 use super::seat::{Seat, Wire};
 use super::{Host, LOOK};
 use crate::capture::Captures;
-use crate::config::{LacpTimer, TeamConfig, TeamMode};
+use crate::config::{LacpTimer, Lldp, TeamConfig, TeamMode};
 use crate::control::{Refused, RefusedKind};
 use crate::events::{Event, EventKind};
 use crate::status::Failover;
@@ -201,6 +201,11 @@ impl Running {
 
     /// Takes a frame for the team.
     pub(super) fn receive(&mut self, id: u32, frame: &[u8], now: Now, wire: &mut Wire) {
+        let seat = self.seats.iter_mut().find(|seat| seat.id == id);
+        let hears = self.config.lldp != Lldp::Off;
+        if seat.is_some_and(|seat| hears && seat.lldp.receive(frame, now)) {
+            return;
+        }
         let seats = &self.seats;
         (self.machine).receive(id, frame, now, &mut |id, frame| {
             send(seats, wire, id, frame)
@@ -231,6 +236,7 @@ impl Running {
     pub(super) fn run(&mut self, now: Now, wire: &mut Wire, host: &Host) {
         let seats = &self.seats;
         (self.machine).run(now, &mut |id, frame| send(seats, wire, id, frame));
+        self.say_who_we_are(now, wire);
         let conditions: BTreeMap<u32, Condition> = (self.seats.iter())
             .filter(|seat| seat.open.is_some())
             .map(|seat| (seat.id, self.machine.condition(seat.id)))
@@ -251,6 +257,21 @@ impl Running {
         }
     }
 
+    fn say_who_we_are(&mut self, now: Now, wire: &mut Wire) {
+        if self.config.lldp != Lldp::Both {
+            return;
+        }
+        let mut open = self.seats.iter().filter_map(|seat| seat.open.as_ref());
+        let chassis = open.next().map(|open| open.member.mac).unwrap_or_default();
+        for seat in &mut self.seats {
+            let Some(open) = &seat.open else { continue };
+            let macs = (chassis, open.member.mac);
+            if let Some(frame) = seat.lldp.say(&seat.config.device, macs, now) {
+                wire.send(&*open.member.nic, &frame);
+            }
+        }
+    }
+
     fn is_dynamic(&self) -> bool {
         self.home.is_some() && self.config.distribution == Distribution::Dynamic
     }
@@ -262,7 +283,10 @@ impl Running {
         let retry = retry.filter(|_| self.home.is_some());
         let look = self.is_dynamic().then_some(self.look_at);
         let own = [self.machine.next(), self.announce_at, look];
-        own.into_iter().flatten().chain(retry).min()
+        let says = self.config.lldp == Lldp::Both;
+        let open = self.seats.iter().filter(|seat| says && seat.open.is_some());
+        let says = open.map(|seat| seat.lldp.next());
+        own.into_iter().flatten().chain(retry).chain(says).min()
     }
 
     /// Gives the data path the members that work now.

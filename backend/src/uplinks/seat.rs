@@ -12,6 +12,7 @@ use tandem_uplink::{Forwarder, Now, Tap};
 use tandem_virtio_net::spec::NetHdr;
 use tandem_virtio_net::{Batch, Scratch};
 
+use super::neighbour::Lldp;
 use super::{Host, RETRY};
 use crate::config::{Driver, Member as MemberConfig};
 use crate::nic_thread::{Bell, NicThread, Work};
@@ -25,6 +26,7 @@ pub(super) struct Seat {
     pub(super) open: Option<Open>,
     /// Why the device could not be opened, and when to try again.
     pub(super) trouble: Option<(String, Now)>,
+    pub(super) lldp: Lldp,
     pub(super) failovers: u64,
     pub(super) last_failover: Option<Failover>,
 }
@@ -48,6 +50,7 @@ impl Seat {
             config: config.clone(),
             open: None,
             trouble: None,
+            lldp: Lldp::default(),
             failovers: 0,
             last_failover: None,
         }
@@ -67,7 +70,7 @@ impl Seat {
         let gone = |open: &Open| Some(open.index) != index || open.thread.lost().is_some();
         let closed = self.open.take_if(|open| gone(open)).is_some();
         if closed {
-            self.trouble = None;
+            (self.trouble, self.lldp) = (None, Lldp::default());
         }
         let may_try = self.trouble.as_ref().is_none_or(|(_, until)| *until <= now);
         // A TAP is made if it is not there.
