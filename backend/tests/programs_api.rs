@@ -94,6 +94,7 @@ fn the_objects_have_the_members_that_were_agreed_on() {
         "failover",
         "vlan",
         "trunk_vlans",
+        "uplink_member",
         "native_vlan",
         "state",
         "reason",
@@ -146,6 +147,7 @@ fn the_objects_have_the_members_that_were_agreed_on() {
         "mac_table_entries",
         "name",
         "ports",
+        "uplink_status",
     ];
     assert_eq!(keys(&status["switches"][0]), switch);
     let counters = [

@@ -470,6 +470,7 @@ fn shells_and_man_find_what_they_need() {
         "tandem.1",
         "tandem-port-add.1",
         "tandem-switch-set.1",
+        "tandem-team-member-add.1",
         "tandemd.8",
     ] {
         let text = fs::read_to_string(dir.path().join(page)).unwrap();

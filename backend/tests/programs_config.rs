@@ -42,7 +42,7 @@ const FILES: &[(&str, usize, &[&str])] = &[
     (
         "[uplinks]\n",
         1,
-        &["no table [uplinks]", "known: port, profile, switch"],
+        &["no table [uplinks]", "known: port, profile, switch, team"],
     ),
     ("mtu = 1500\n", 1, &["no table [mtu]", "known"]),
     ("port = 3\n", 1, &["port is not a table", "[port.NAME]"]),
@@ -315,7 +315,206 @@ const FILES: &[(&str, usize, &[&str])] = &[
         2,
         &["mac_limit: ", "3 is too small", "from 64"],
     ),
+    (
+        "[switch.b]\nuplink = \"a/b\"\n",
+        2,
+        &["uplink: ", "cannot be a device", "eth0"],
+    ),
+    (
+        "[switch.b]\nuplink = \"eth0:dpdk\"\n",
+        2,
+        &[
+            "uplink: ",
+            "\"dpdk\" is no driver",
+            "af_packet, af_xdp or tap",
+        ],
+    ),
+    (
+        "[switch.b]\nuplink = [\"eth0\"]\n",
+        2,
+        &["uplink: ", "a list is not text"],
+    ),
+    (
+        "[switch.b]\nuplink = \"eth0\"\nuplink_vlans = \"0\"\n",
+        3,
+        &["uplink_vlans: ", "1 to 4094"],
+    ),
+    (
+        "[port.a]\nuplink_member = \"eth0:tap\"\n",
+        2,
+        &["uplink_member: ", "cannot be a device", "eth0"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0,,eth1\"\n",
+        2,
+        &["members: ", "empty"],
+    ),
+    (
+        "[team.t]\nmembers = [\"eth0\", 1]\n",
+        2,
+        &["members: ", "1 is not text", "eth1:af_xdp"],
+    ),
+    (
+        "[team.t]\nmembers = []\n",
+        2,
+        &["members: ", "at least one", "list devices"],
+    ),
+    (
+        "[team.t]\nmembers = 7\n",
+        2,
+        &["members: ", "7 is no list", "list devices"],
+    ),
+    (
+        "[team.t]\nmembers = [\"eth0\", \"eth0:af_xdp\"]\n",
+        2,
+        &["members: ", "eth0 is there twice", "once"],
+    ),
+    (
+        "[team.t]\nmembers = [\"a-name-of-16-byt\"]\n",
+        2,
+        &["members: ", "16 bytes", "at most 15"],
+    ),
+    (
+        "[team.t]\nmembers = [\"eth0:\"]\n",
+        2,
+        &["members: ", "empty"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nmode = \"lcap\"\n",
+        3,
+        &["mode: ", "\"lcap\" is no mode", "static or lacp"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\ndistribution = \"hash\"\n",
+        3,
+        &["distribution: ", "no distribution", "transport_ports"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nprobe = \"224.0.0.1\"\n",
+        3,
+        &["probe: ", "no station's address", "heartbeat"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nprobe = \"ping\"\n",
+        3,
+        &["probe: ", "\"ping\" is no probe", "IP address"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nlldp = \"transmit\"\n",
+        3,
+        &["lldp: ", "no way to use LLDP", "receive, both or off"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nmember = \"eth1\"\n",
+        3,
+        &["member: ", "did you mean members?"],
+    ),
     // Values against each other.
+    (
+        "[team.t]\nmode = \"static\"\n",
+        1,
+        &["[team.t]", "members: ", "at least one", "eth1"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0,eth1\"\nstandby = \"eth2\"\n",
+        3,
+        &["standby: ", "eth2 is no member", "choose of: eth0, eth1"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nstandby = \"eth0\"\n",
+        3,
+        &["standby: ", "only member", "add another"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0,eth1\"\nstandby = \"eth1\"\nmode = \"static\"\n",
+        3,
+        &["standby: ", "all members alike", "switch_independent"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nlacp_timer = \"fast\"\n",
+        3,
+        &["lacp_timer: ", "only LACP", "set mode to lacp"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0,eth1\"\nmode = \"lacp\"\nprobe = \"192.0.2.1\"\n",
+        4,
+        &["probe: ", "LACP finds", "another mode"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0,eth1\"\nmode = \"static\"\nprobe = \"heartbeat\"\n",
+        4,
+        &["probe: ", "do not hear each other", "IP address"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nprobe = \"heartbeat\"\n",
+        3,
+        &["probe: ", "nobody to hear", "add a member"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nprobe_vlan = 5\n",
+        3,
+        &["probe_vlan: ", "no probes", "set probe"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\nprobe_interval_ms = 200\n",
+        3,
+        &["probe_interval_ms: ", "no probes", "set probe"],
+    ),
+    (
+        "[switch.b]\nuplink_vlans = \"5\"\n",
+        2,
+        &["uplink_vlans: ", "no uplink", "add uplink"],
+    ),
+    (
+        "[switch.b]\nuplink_native_vlan = 5\n",
+        2,
+        &["uplink_native_vlan: ", "no uplink", "add uplink"],
+    ),
+    (
+        "[switch.b]\nuplink = \"eth0\"\nuplink_vlans = \"5\"\nuplink_native_vlan = 6\n",
+        4,
+        &["uplink_native_vlan: ", "6 is not in uplink_vlans 5"],
+    ),
+    (
+        "[switch.b]\nuplink = \"a-team-that-is-not-there\"\n[team.t]\nmembers = \"eth0\"\n",
+        2,
+        &["uplink: ", "no team a-team", "choose of: t"],
+    ),
+    // Devices have one use.
+    (
+        "[team.t]\nmembers = \"eth0,eth1\"\n[team.u]\nmembers = \"eth1\"\n",
+        4,
+        &[
+            "[team.u]",
+            "members: ",
+            "eth1 is a member of team t already",
+        ],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\n[switch.a]\nuplink = \"eth0:af_xdp\"\n",
+        4,
+        &["[switch.a]", "uplink: ", "eth0 is a member of team t"],
+    ),
+    (
+        "[team.t]\nmembers = \"eth0\"\n[switch.a]\nuplink = \"t\"\n[switch.b]\nuplink = \"t\"\n",
+        6,
+        &["[switch.b]", "uplink: ", "t is the uplink of switch a"],
+    ),
+    (
+        "[switch.a]\nuplink = \"eth0\"\n[switch.b]\nuplink = \"eth0:tap\"\n",
+        4,
+        &["[switch.b]", "uplink: ", "eth0 is the uplink of switch a"],
+    ),
+    (
+        "[team.t]\nmembers = \"tap0:tap\"\n[port.a]\ntap = \"tap0\"\n",
+        4,
+        &["[port.a]", "tap: ", "tap0 is a member of team t"],
+    ),
+    (
+        "[switch.default]\nuplink = \"tap0:tap\"\n[port.a]\ntap = \"tap0\"\n",
+        4,
+        &["[port.a]", "tap: ", "tap0 is the uplink of switch default"],
+    ),
     (
         "[port.a]\nvlan = 1\ntrunk_vlans = \"2\"\n",
         2,
@@ -567,8 +766,26 @@ fn a_good_file_with_every_key_is_accepted() {
         r#"
         [switch.default]
         ageing_seconds = 60
+        uplink = "team0"
+        uplink_vlans = "10,20-29"
+        uplink_native_vlan = 10
         [switch.blue]
         mac_limit = 1000
+        uplink = "eth4:af_packet"
+
+        [team.team0]
+        members = ["eth0", "eth1:af_xdp", "tap9:tap"]
+        mode = "switch_independent"
+        distribution = "dynamic"
+        standby = "eth1"
+        probe = "2001:db8::1"
+        probe_vlan = 7
+        probe_interval_ms = 100
+        lldp = "both"
+        [team.spare]
+        members = "eth2,eth3:auto"
+        mode = "lacp"
+        lacp_timer = "slow"
 
         [port.web1]
         vm = "web"
@@ -585,6 +802,7 @@ fn a_good_file_with_every_key_is_accepted() {
         trunk_vlans = "10,20-29"
         native_vlan = 10
         storm_limit = 0
+        uplink_member = "eth7"
 
         [port.host]
         tap = "tandem0"
@@ -595,7 +813,7 @@ fn a_good_file_with_every_key_is_accepted() {
         "#,
     );
     assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
-    assert_eq!(done.out, "no problems: 2 switches, 3 ports\n");
+    assert_eq!(done.out, "no problems: 2 switches, 2 teams, 3 ports\n");
 }
 
 #[test]
@@ -605,7 +823,7 @@ fn the_example_in_the_documentation_is_accepted() {
     let example = text.split("```toml\n").nth(1).unwrap();
     let done = check(example.split("```").next().unwrap());
     assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
-    assert_eq!(done.out, "no problems: 2 switches, 4 ports\n");
+    assert_eq!(done.out, "no problems: 2 switches, 1 team, 4 ports\n");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use programs::{Daemon, config};
 use proptest::test_runner::{Config, RngSeed, TestRng, TestRunner};
 use serde_json::{Value, json};
-use tandem::config::{File, Kind, Overlay, PORT_KEYS, Problem, build};
+use tandem::config::{File, Key, Kind, Overlay, PORT_KEYS, Problem, SWITCH_KEYS, TEAM_KEYS, build};
 
 /// A right setting of each key, so that they go together.
 fn right() -> Vec<(&'static str, Value)> {
@@ -28,6 +28,30 @@ fn right() -> Vec<(&'static str, Value)> {
         ("trunk_vlans", json!("10,20-29")),
         ("native_vlan", json!(10)),
         ("storm_limit", json!(500)),
+        ("uplink_member", json!("no-eth0")),
+    ]
+}
+
+fn right_switch() -> Vec<(&'static str, Value)> {
+    vec![
+        ("ageing_seconds", json!(60)),
+        ("mac_limit", json!(100)),
+        ("uplink", json!("no-eth3")),
+        ("uplink_vlans", json!("10,20-29")),
+        ("uplink_native_vlan", json!(10)),
+    ]
+}
+
+fn right_team() -> Vec<(&'static str, Value)> {
+    vec![
+        ("members", json!(["no-eth0", "no-eth1:af_xdp"])),
+        ("mode", json!("switch_independent")),
+        ("distribution", json!("dynamic")),
+        ("standby", json!("no-eth1")),
+        ("probe", json!("heartbeat")),
+        ("probe_vlan", json!(10)),
+        ("probe_interval_ms", json!(100)),
+        ("lldp", json!("both")),
     ]
 }
 
@@ -56,7 +80,7 @@ fn wrong_values(key: &str, kind: Kind) -> Vec<Value> {
         "socket_role" => vec![json!("server"), json!("Listen"), json!("")],
         "socket_group" => vec![json!("no such group"), json!("a:b"), json!("tandem-nobody")],
         "socket_permissions" => vec![json!("0888"), json!("rw"), json!("1000"), json!("+660")],
-        "tap" => vec![
+        "tap" | "uplink_member" | "standby" => vec![
             json!("a/b"),
             json!("tap%d"),
             json!("a-name-of-17-byte"),
@@ -72,8 +96,39 @@ fn wrong_values(key: &str, kind: Kind) -> Vec<Value> {
         "queue_pairs" => vec![json!(0), json!(33)],
         "mtu" => vec![json!(67), json!(65_536)],
         "feature_level" => vec![json!(0), json!(2)],
-        "vlan" | "native_vlan" => vec![json!(0), json!(4095)],
-        "trunk_vlans" => vec![
+        "vlan" | "native_vlan" | "uplink_native_vlan" | "probe_vlan" => {
+            vec![json!(0), json!(4095)]
+        }
+        "ageing_seconds" => vec![json!(0), json!(32_001)],
+        "mac_limit" => vec![json!(63), json!(32_769)],
+        "probe_interval_ms" => vec![json!(49), json!(10_001)],
+        "uplink" => vec![
+            json!(""),
+            json!("a/b"),
+            json!("no-eth0:"),
+            json!("no-eth0:dpdk"),
+        ],
+        "members" => vec![
+            json!(""),
+            json!("no-eth0,no-eth0"),
+            json!(["no-eth0", "no-eth0:tap"]),
+            json!(["no-eth0", 1]),
+            json!([["no-eth0"]]),
+            json!("no-eth0:af_xpd"),
+            json!(vec!["no-eth0"; 33]),
+        ],
+        "mode" => vec![json!("LACP"), json!("active-backup"), json!("")],
+        "distribution" => vec![json!("layer3+4"), json!("Port")],
+        "lacp_timer" => vec![json!("fast"), json!("slow"), json!("1s")],
+        "probe" => vec![
+            json!("arp"),
+            json!("192.0.2"),
+            json!("0.0.0.0"),
+            json!("ff02::1"),
+            json!("fe80::1%no-eth0"),
+        ],
+        "lldp" => vec![json!("on"), json!("transmit")],
+        "trunk_vlans" | "uplink_vlans" => vec![
             json!("0"),
             json!("9-3"),
             json!("1,,2"),
@@ -86,13 +141,20 @@ fn wrong_values(key: &str, kind: Kind) -> Vec<Value> {
 }
 
 /// One wrong thing in settings that are right otherwise, and the key that is at fault.
-fn wrong_settings() -> Vec<(String, Vec<(String, Value)>)> {
-    let right: Vec<(String, Value)> = right()
+fn wrong_settings() -> Vec<Wrong> {
+    wrong_of(PORT_KEYS, right())
+}
+
+/// The key at fault, and the settings.
+type Wrong = (String, Vec<(String, Value)>);
+
+fn wrong_of<T>(keys: &[Key<T>], right: Vec<(&'static str, Value)>) -> Vec<Wrong> {
+    let right: Vec<(String, Value)> = right
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
         .collect();
     let mut all = Vec::new();
-    for key in PORT_KEYS {
+    for key in keys {
         // Taken with what contradicts it left out, so that one thing only is wrong.
         let others = |other: &str| match key.name {
             "vlan" => !other.ends_with("vlan") && other != "trunk_vlans",
@@ -181,6 +243,52 @@ fn wrong_calls_change_nothing_and_name_the_field_and_a_remedy() {
 }
 
 #[test]
+fn wrong_switches_and_teams_change_nothing_and_name_the_field_and_a_remedy() {
+    let daemon = start();
+    let object = |settings: Vec<(&str, Value)>| {
+        let members = settings.into_iter().map(|(k, v)| (k.to_owned(), v));
+        Value::Object(members.collect()).to_string()
+    };
+    let state = || {
+        let all = ["/api/v1/switches", "/api/v1/teams"];
+        let saved = fs::read(daemon.path("state/ports.json")).unwrap();
+        (all.map(|path| daemon.http("GET", path, "").json), saved)
+    };
+    let switch = ("/api/v1/switches", object(right_switch()));
+    let team = ("/api/v1/teams", object(right_team()));
+    for (path, right) in [&switch, &team] {
+        let made = daemon.http("PUT", &format!("{path}/there"), right);
+        assert_eq!(made.status, 201, "{made:?}");
+    }
+    let before = state();
+    let switches = wrong_of(SWITCH_KEYS, right_switch()).into_iter();
+    let teams = wrong_of(TEAM_KEYS, right_team()).into_iter();
+    let all = (switches.map(|wrong| (switch.0, wrong))).chain(teams.map(|wrong| (team.0, wrong)));
+    let mut tried = 0;
+    for (path, (field, settings)) in all {
+        let body = Value::Object(settings.into_iter().collect()).to_string();
+        for (method, name) in [("PUT", "new"), ("PUT", "there"), ("PATCH", "there")] {
+            let answer = daemon.http(method, &format!("{path}/{name}"), &body);
+            let said = format!("{method} {path}/{name} {body}: {answer:?}");
+            assert_eq!(answer.status, 400, "{said}");
+            let errors = answer.json["errors"].as_array().unwrap();
+            assert!(
+                errors.iter().any(|error| error["field"] == field),
+                "{field}: {said}"
+            );
+            for error in errors {
+                let words = |key: &str| error[key].as_str().unwrap_or_default().len();
+                assert!(words("reason") > 3 && words("remedy") > 3, "{said}");
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried > 400, "{tried}");
+    assert_eq!(state(), before);
+    assert!(!daemon.log().contains("panic"), "{}", daemon.log());
+}
+
+#[test]
 fn wrong_files_at_a_reload_change_nothing() {
     let (dir, path) = config("[switch.lab]\n[profile.tenant]\n[port.db1]\n");
     let daemon = Daemon::start(&["--config", &path]);
@@ -217,8 +325,22 @@ fn wrong_files_at_a_reload_change_nothing() {
 const FILE: &str = r#"[switch.default]
 ageing_seconds = 300
 mac_limit = 16384
+uplink = "team0"
+uplink_vlans = "10,20-29"
+uplink_native_vlan = 10
 
 [switch.lab]
+uplink = "eth2:af_packet"
+
+[team.team0]
+members = ["eth0", "eth1:af_xdp"]
+mode = "switch_independent"
+distribution = "dynamic"
+standby = "eth1"
+probe = "192.0.2.1"
+probe_vlan = 10
+probe_interval_ms = 100
+lldp = "both"
 
 [profile.tenant]
 queue_pairs = 4
@@ -312,7 +434,7 @@ fn a_file_broken_anywhere_is_taken_or_refused_with_line_and_remedy() {
             let at_fault = text.lines().nth(line - 1).unwrap_or_default();
             if let Some(field) = told.field.as_deref().filter(|field| *field != "name") {
                 let table = words.contains("[port.") || words.contains("[switch.");
-                let table = table || words.contains("[profile.");
+                let table = table || words.contains("[profile.") || words.contains("[team.");
                 assert!(
                     table && (at_fault.contains(field) || at_fault.contains('[')),
                     "{words}"

@@ -187,7 +187,7 @@ pub(super) async fn object(body: Body) -> Result<Map<String, Value>, Problem> {
 /// What the request depends on (RFC 9110, 13.1.1 and 13.1.2).
 pub(super) fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
     let bad = |what: &str| {
-        let remedy = "send If-Match with the ETag of a port or *, or If-None-Match: *";
+        let remedy = "send If-Match with an ETag or *, or If-None-Match: *";
         Err(Problem::request(StatusCode::BAD_REQUEST, what, remedy))
     };
     match (

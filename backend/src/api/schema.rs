@@ -12,7 +12,7 @@ use utoipa::{OpenApi, PartialSchema, ToSchema};
 
 use super::problem::ProblemDetails;
 use super::{capture, events, ports, reports, switches, teams};
-use crate::config::{PORT_KEYS, PortConfig, SWITCH_KEYS, SwitchConfig, TEAM_KEYS, TeamConfig};
+use crate::config::{Configured, PortConfig, SwitchConfig, TeamConfig};
 use crate::events::Event;
 
 /// Settings of a port as a request has them: any of the keys, `null` for one that is not set.
@@ -25,9 +25,12 @@ pub(super) struct SwitchSettings;
 pub(super) struct TeamSettings;
 
 /// Any of the keys of an object whose schema this is.
-fn settings(of: RefOr<Schema>, keys: impl Iterator<Item = &'static str>) -> RefOr<Schema> {
-    let all = serde_json::to_value(of).unwrap_or_default();
-    let keys = keys.map(|key| (key.to_owned(), nullable(all["properties"][key].clone())));
+fn settings<T: Configured + PartialSchema>() -> RefOr<Schema> {
+    let all = serde_json::to_value(T::schema()).unwrap_or_default();
+    let keys = T::keys().iter().map(|key| {
+        let schema = all["properties"][key.name].clone();
+        (key.name.to_owned(), as_requested(schema))
+    });
     let schema = json!({
         "type": "object",
         "properties": keys.collect::<serde_json::Map<_, _>>(),
@@ -39,7 +42,7 @@ fn settings(of: RefOr<Schema>, keys: impl Iterator<Item = &'static str>) -> RefO
 
 impl PartialSchema for PortSettings {
     fn schema() -> RefOr<Schema> {
-        settings(PortConfig::schema(), PORT_KEYS.iter().map(|key| key.name))
+        settings::<PortConfig>()
     }
 }
 
@@ -51,8 +54,7 @@ impl ToSchema for PortSettings {
 
 impl PartialSchema for SwitchSettings {
     fn schema() -> RefOr<Schema> {
-        let keys = SWITCH_KEYS.iter().map(|key| key.name);
-        settings(SwitchConfig::schema(), keys)
+        settings::<SwitchConfig>()
     }
 }
 
@@ -64,7 +66,7 @@ impl ToSchema for SwitchSettings {
 
 impl PartialSchema for TeamSettings {
     fn schema() -> RefOr<Schema> {
-        settings(TeamConfig::schema(), TEAM_KEYS.iter().map(|key| key.name))
+        settings::<TeamConfig>()
     }
 }
 
@@ -74,9 +76,12 @@ impl ToSchema for TeamSettings {
     }
 }
 
-/// The same schema, and null.
-fn nullable(mut schema: Value) -> Value {
+/// The same schema, and null, and for a list text as well.
+fn as_requested(mut schema: Value) -> Value {
     match schema.get("type").cloned() {
+        Some(Value::String(kind)) if kind == "array" => {
+            schema["type"] = json!([kind, "string", "null"]);
+        }
         Some(Value::String(kind)) => schema["type"] = json!([kind, "null"]),
         Some(_) => {}
         None => schema = json!({"oneOf": [{"type": "null"}, schema]}),
@@ -199,14 +204,14 @@ pub(super) async fn document() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Kind, Layer, Origin};
+    use crate::config::{Kind, Layer, Origin, build_over};
 
     fn document() -> Value {
         serde_json::from_str(&TEXT).unwrap()
     }
 
-    /// Whether the daemon takes one setting of a port.
-    fn is_taken(key: &str, value: Value) -> bool {
+    /// Whether the daemon takes one setting, with what it takes beside it, of one that begins so.
+    fn is_taken<T: Configured>(start: &T, key: &str, value: Value) -> bool {
         let switches = [("default".to_owned(), SwitchConfig::default())].into();
         let known = crate::config::Known {
             switches: &switches,
@@ -216,22 +221,30 @@ mod tests {
             run_dir: std::path::Path::new("/r"),
         };
         let settings = json!({key: value}).as_object().cloned().unwrap_or_default();
-        let layer = Layer::from_json("a", Origin::Api, "", &settings);
-        let wrong = match layer.and_then(|layer| crate::config::build_port(&[&layer], known)) {
+        let layer = Layer::<T>::from_json("a", Origin::Api, "", &settings);
+        let wrong = match layer.and_then(|layer| build_over(start.clone(), &layer, known)) {
             Ok(_) => return true,
             Err(problems) => problems,
         };
         // Not what it lacks beside it.
+        let lacks = [
+            "there is no profile",
+            "only a trunk",
+            "a team has at least one member",
+            "only LACP",
+            "there are no probes",
+            "the switch has no uplink",
+        ];
         wrong.iter().all(|problem| {
             let reason = &problem.refused.reason;
-            reason.contains("there is no profile") || reason.contains("only a trunk")
+            key != "members" && lacks.iter().any(|words| reason.contains(words))
         })
     }
 
-    #[test]
-    fn limits_in_the_document_are_the_daemons() {
-        let settings = &document()["components"]["schemas"]["PortSettings"]["properties"];
-        for key in PORT_KEYS {
+    fn limits_are_the_daemons<T: Configured>(object: &str, start: &T) {
+        let settings = &document()["components"]["schemas"][object]["properties"];
+        let is_taken = |key, value| is_taken(start, key, value);
+        for key in T::keys() {
             let schema = &settings[key.name];
             assert!(schema.is_object(), "{}", key.name);
             if key.kind == Kind::Number {
@@ -241,7 +254,14 @@ mod tests {
                 assert!(!is_taken(key.name, json!(most + 1)), "{}", key.name);
                 assert!(least == 0 || !is_taken(key.name, json!(least - 1)));
             }
-            assert!(is_taken(key.name, Value::Null), "{}", key.name);
+            // A team cannot be without.
+            let is_required = key.name == "members";
+            assert_eq!(
+                is_taken(key.name, Value::Null),
+                !is_required,
+                "{}",
+                key.name
+            );
             let kinds = schema["type"].as_array().cloned().unwrap_or_default();
             for value in [
                 json!(true),
@@ -254,6 +274,15 @@ mod tests {
                 assert_eq!(is_taken(key.name, value), is_bool, "{}", key.name);
             }
         }
+    }
+
+    #[test]
+    fn limits_in_the_document_are_the_daemons() {
+        limits_are_the_daemons("PortSettings", &PortConfig::new("a"));
+        limits_are_the_daemons("SwitchSettings", &SwitchConfig::default());
+        limits_are_the_daemons("TeamSettings", &TeamConfig::default());
+        let members = &document()["components"]["schemas"]["TeamSettings"]["properties"]["members"];
+        assert_eq!(members["type"], json!(["array", "string", "null"]));
     }
 
     #[test]

@@ -314,3 +314,78 @@ fn failover(of: &Value) -> String {
     words += &format!(" in {took:.1} ms: {}", word("reason").unwrap_or("-"));
     paragraph("failovers", &words)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_team_is_shown_whole() {
+        let last = json!({"at": "2026-01-02T03:04:05Z", "from": "eth1", "to": "eth0",
+            "reason": "eth1 has no carrier", "milliseconds": 0.84});
+        let end = |system: &str| {
+            json!({"system": system, "system_priority": 32768, "key": 7,
+                "port": 1, "port_priority": 255, "flags": "activity,aggregation"})
+        };
+        let member = json!({
+            "device": "eth0", "driver": "af_xdp", "driver_reason": "zero copy", "state": "active",
+            "reason": null, "link_up": true, "mtu": 9000, "mac": "52:54:00:00:00:01",
+            "bandwidth": 25_000_000_000u64, "share_percent": 99.6,
+            "to_wire": {"frames": 1_000_000, "bytes": 1, "drops": {"host_refused": 2}},
+            "from_wire": {"frames": 10, "bytes": 1, "drops": {"not_vlan_member": 3}},
+            "lacp": {"actor": end("52:54:00:00:00:01"), "partner": null, "state": "current"},
+            "lldp": {"chassis_id": "52:54:00:00:00:09", "port_id": "ge-0/0/1", "system_name": "tor1",
+                "port_description": "rack 3", "vlan": 10, "age_seconds": 4},
+            "failovers": 0, "last_failover": null,
+        });
+        let down = json!({"device": "eth1", "driver": "auto", "state": "down",
+            "reason": "no such device", "link_up": false, "share_percent": 0.0,
+            "failovers": 2, "last_failover": last});
+        let team = json!({
+            "name": "team0", "switch": "default", "state": "degraded",
+            "reason": "eth1 has no carrier", "failovers": 2, "last_failover": last,
+            "mode": "lacp", "distribution": "dynamic", "members": ["eth0", "eth1"],
+            "member_status": [member, down], "origin": {"mode": "file"},
+        });
+        let text = show(&team);
+        let squeezed: Vec<String> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        for line in [
+            "team team0, uplink of switch default",
+            "mode lacp, by dynamic",
+            "state degraded: eth1 has no carrier",
+            "failovers 2, the last 2026-01-02T03:04:05Z from eth1 to eth0 in 0.8 ms: eth1",
+            "eth0 af_xdp active 25 Gbit/s 100 % 1.0M 10 5",
+            "eth1 auto down down 0 % - - 0",
+            "driver zero copy",
+            "device MAC 52:54:00:00:00:01, MTU 9000",
+            "dropped to_wire: host_refused 2",
+            "dropped from_wire: not_vlan_member 3",
+            "LACP current",
+            "actor system 52:54:00:00:00:01 priority 32768, key 7, port 1 priority 255:",
+            "activity, aggregation",
+            "partner not heard",
+            "neighbour port ge-0/0/1 of tor1 (rack 3), VLAN 10 untagged, heard 4 s ago",
+            "reason no such device",
+            "members eth0,eth1 -",
+            "mode lacp file",
+        ] {
+            assert!(
+                squeezed.iter().any(|l| l == line),
+                "no {line:?} in:\n{text}"
+            );
+        }
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_object_of_another_version_does_no_harm() {
+        assert!(show(&json!({})).contains("SETTING"));
+        assert!(list(&json!(null)).contains("tandem team add"));
+    }
+}

@@ -107,7 +107,16 @@ pub fn build_one<T: Configured + Default>(
     layer: &Layer<T>,
     known: Known<'_>,
 ) -> Result<T, Vec<Problem>> {
-    let (one, problems) = make(T::default(), &[layer], known);
+    build_over(T::default(), layer, known)
+}
+
+/// The same over what `start` has of its own.
+pub(crate) fn build_over<T: Configured>(
+    start: T,
+    layer: &Layer<T>,
+    known: Known<'_>,
+) -> Result<T, Vec<Problem>> {
+    let (one, problems) = make(start, &[layer], known);
     if problems.is_empty() {
         Ok(one)
     } else {

@@ -24,6 +24,8 @@ use tandem_uplink::VlanSet;
 use tandem_virtio_net::wire::ethernet::MacAddr;
 use utoipa::ToSchema;
 
+#[cfg(test)]
+pub(crate) use build::build_over;
 pub use build::{Known, add_overlay, build, build_one, build_port};
 pub use file::File;
 pub use keys::{Key, Kind, PORT_KEYS, SWITCH_KEYS, TEAM_KEYS};

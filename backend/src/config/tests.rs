@@ -48,7 +48,7 @@ proptest! {
 
     #[test]
     fn any_text_of_a_file_is_taken_or_refused(
-        text in "(\\[(port|profile|switch)(\\.[a-b])?\\]\n|[a-z_]{1,8} ?= ?[^\n]{0,9}\n|\\PC{0,9}\n){0,6}",
+        text in "(\\[(port|profile|switch|team)(\\.[a-b])?\\]\n|[a-z_]{1,8} ?= ?[^\n]{0,9}\n|\\PC{0,9}\n){0,6}",
     ) {
         let mut problems = Vec::new();
         match File::parse(&text, "f", &mut problems) {

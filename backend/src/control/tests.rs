@@ -868,3 +868,131 @@ fn switches_come_and_go_and_what_was_set_survives() {
         ["add switch blue", "remove switch blue"]
     );
 }
+
+#[test]
+fn teams_change_whole_or_not_at_all_and_what_was_set_survives() {
+    let bench = bench();
+    let always = &Condition::Always;
+    let put = |bench: &Bench, name: &str, members: &str| {
+        let settings = settings(json!({"members": members}));
+        TeamConfig::put(&bench.control, name, &settings, always)
+    };
+    bench.engine.calls();
+    put(&bench, "a", "eth0").unwrap();
+    put(&bench, "a", "eth0,eth1:tap").unwrap();
+    assert_eq!(
+        bench.engine.calls(),
+        ["add team a", "change team a eth0,eth1:tap"]
+    );
+    let refused = put(&bench, "a", "eth0,bad").unwrap_err();
+    assert_eq!(refused[0].field.as_deref(), Some("members"));
+    put(&bench, "b", "bad").unwrap_err();
+    let members = |bench: &Bench| -> Vec<String> {
+        let all = TeamConfig::list(&bench.control).into_iter();
+        all.map(|team| format!("{} {}", team.running.name, team.config.members.len()))
+            .collect()
+    };
+    assert_eq!(members(&bench), ["a 2"]);
+    // What cannot be saved is taken back.
+    let state = bench.dir.path().join("state");
+    let saved = fs::read(state.join("ports.json")).unwrap();
+    fs::remove_dir_all(&state).unwrap();
+    bench.engine.calls();
+    put(&bench, "a", "eth2").unwrap_err();
+    put(&bench, "b", "eth3").unwrap_err();
+    TeamConfig::remove(&bench.control, "a", always).unwrap_err();
+    assert_eq!(
+        bench.engine.calls(),
+        [
+            "change team a eth2",
+            "change team a eth0,eth1:tap",
+            "add team b",
+            "remove team b",
+            "remove team a",
+            "add team a"
+        ]
+    );
+    assert_eq!(members(&bench), ["a 2"]);
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("ports.json"), saved).unwrap();
+    let bench = restarted(bench, &[]);
+    assert_eq!(members(&bench), ["a 2"]);
+}
+
+/// A file with the teams `a` and `b`, and the uplink of the switch.
+fn team_file(a: &str, b: &str, uplink: &str) -> String {
+    let team = |name: &str, members: &str| match members {
+        "" => String::new(),
+        members => format!("[team.{name}]\nmembers = \"{members}\"\n"),
+    };
+    let uplink = match uplink {
+        "" => String::new(),
+        uplink => format!("[switch.default]\nuplink = \"{uplink}\"\n"),
+    };
+    team("a", a) + &team("b", b) + &uplink + "[port.web1]\nmtu = 2000\n"
+}
+
+#[test]
+fn a_reload_lets_go_of_uplinks_before_others_take_them() {
+    let bench = bench();
+    reload(&bench, &team_file("eth0,eth1", "eth2", "a")).unwrap();
+    assert_eq!(
+        bench.engine.calls()[1..],
+        ["add team a", "add team b", "change switch default"]
+    );
+    for (file, calls) in [
+        // What nobody else wants is not let go for it.
+        (
+            team_file("eth1,eth3", "eth2", "a"),
+            &["change team a eth1,eth3"][..],
+        ),
+        (
+            team_file("eth2", "eth1,eth3", "a"),
+            &[
+                "change team a ",
+                "change team b ",
+                "change team a eth2",
+                "change team b eth1,eth3",
+            ],
+        ),
+        (
+            team_file("", "eth1,eth2", "eth3"),
+            &[
+                "change switch default",
+                "remove team a",
+                "change team b eth1",
+                "change team b eth1,eth2",
+                "change switch default",
+            ],
+        ),
+    ] {
+        reload(&bench, &file).unwrap();
+        assert_eq!(bench.engine.calls(), calls, "{file}");
+    }
+}
+
+#[test]
+fn a_reload_that_fails_leaves_teams_and_uplinks() {
+    let bench = bench();
+    reload(&bench, &team_file("eth0", "eth1", "a")).unwrap();
+    let before = bench.engine.devices.lock().unwrap().clone();
+    let shown = || {
+        let teams = TeamConfig::list(&bench.control);
+        let switches = SwitchConfig::list(&bench.control);
+        serde_json::to_string(&(teams, switches)).unwrap()
+    };
+    let all = shown();
+    for (file, place) in [
+        (team_file("eth1", "bad", "b"), "team b"),
+        (
+            team_file("", "eth0", "b").replace("2000", "666"),
+            "port web1",
+        ),
+        (team_file("", "eth1", "a"), "switch default"),
+    ] {
+        let problems = reload(&bench, &file).unwrap_err();
+        assert_eq!(problems[0].place, place, "{problems:?}");
+        assert_eq!(*bench.engine.devices.lock().unwrap(), before, "{file}");
+        assert_eq!(shown(), all);
+    }
+}
