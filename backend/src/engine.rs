@@ -210,6 +210,7 @@ fn look_after(core: &Weak<Core>, notified: &Notified) {
             (switches.values()).for_each(|switch| switch.age(Now::monotonic()));
             lock(&core.ports).values_mut().for_each(Port::look_after);
             core.publish_duplicates(&mut duplicates);
+            core.uplinks.look();
             core.beats.fetch_add(1, Ordering::Relaxed);
         }
         let events = &core.options.events;

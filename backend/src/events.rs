@@ -40,6 +40,8 @@ pub enum EventKind {
     MemberDown,
     /// Frames leave by another member; the detail says why and how long it took.
     TeamFailover,
+    /// Frames of our own come back from the wire, and many of them.
+    LoopDetected,
     /// A VMM has connected.
     VmmConnected,
     /// A VMM is gone; the detail says why, if that is known.

@@ -54,9 +54,12 @@ pub(super) fn confine(
         return Ok(());
     }
     let made_in = taken.into_iter().flatten().flat_map(OwnDir::made_in);
+    let mut read = config_dirs(args);
+    // How fast the devices of uplinks are.
+    read.push("/sys/devices".into());
     let paths = Paths {
         own: own.map(Path::to_owned).into(),
-        read: config_dirs(args),
+        read,
         made_in: made_in.map(Path::to_owned).collect(),
         group: group.map(Path::to_owned),
     };

@@ -148,6 +148,11 @@ impl Uplinks {
         }
     }
 
+    /// Looks after them. Call once a second.
+    pub(super) fn look(&self) {
+        self.running.look();
+    }
+
     /// What the uplink of a switch does, if it has one.
     pub(super) fn of(&self, switch: &str) -> Option<TeamStatus> {
         let asked = lock(&self.asked);

@@ -188,6 +188,14 @@ impl Uplinks {
             .fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
     }
 
+    /// Looks for what nothing tells of by itself. Call once a second.
+    pub(crate) fn look(&self) {
+        let mut state = lock(&self.shared.state);
+        for team in state.teams.values_mut() {
+            team.look_for_loops(&self.shared.host);
+        }
+    }
+
     /// What a team does.
     pub(crate) fn status(&self, name: &str) -> Option<TeamStatus> {
         let state = lock(&self.shared.state);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tandem_uplink::Now;
-use tandem_uplink::nic::links::Link;
+use tandem_uplink::nic::links::{Link, speed};
 use tandem_uplink::team::lacp::{Port, PortInfo, State};
 
 use super::running::Running;
@@ -31,6 +31,10 @@ pub(super) fn team(team: &Running, links: &BTreeMap<String, Link>) -> TeamStatus
         ),
         (_, 0) => (TeamState::Down, Some("no member works")),
         (_, n) if n < members.len() => (TeamState::Degraded, Some("a member does not work")),
+        _ if team.is_looping => (
+            TeamState::Up,
+            Some("frames of our own come back from the wire: is there a loop in the network?"),
+        ),
         _ => (TeamState::Up, None),
     };
     let mut from_wire = DirectionCounters::from(&**team.team.received());
@@ -78,6 +82,7 @@ fn member(
         state,
         reason: reason(team, seat, link),
         link_up: link.is_some_and(|link| link.up && link.carrier),
+        bandwidth: speed(&seat.config.device),
         mtu: link.map(|link| link.mtu),
         mac: link.map(|link| link.mac.to_string()),
         failovers: seat.failovers,

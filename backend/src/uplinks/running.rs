@@ -14,6 +14,7 @@ use tandem_uplink::team::{Mode, Place, Plan, Team};
 use tandem_uplink::{
     Forwarder, Now, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, VlanPolicy,
 };
+use tandem_virtio_net::DropReason;
 
 use super::seat::{Seat, Wire};
 use super::{Host, LOOK};
@@ -27,6 +28,10 @@ use crate::status::Failover;
 const PORT_NAME: &str = "(uplink)";
 /// Addresses learned from the wire: as many as the switch has room for.
 const MAC_LIMIT: u32 = u32::MAX;
+/// Frames of our own in a second that may come back: where members are on different switches, which
+/// flood them, and elsewhere, where there is another path back for a moment after a change.
+const FLOODED: u64 = 10_000;
+const FEW: u64 = 100;
 /// Announcements are repeated once: one may have been lost with the member.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -48,6 +53,9 @@ pub(super) struct Running {
     stale: bool,
     announce_at: Option<Now>,
     look_at: Now,
+    /// Frames of our own that had come back when last looked at, and whether they were too many then.
+    own_frames: u64,
+    pub(super) is_looping: bool,
 }
 
 /// The switch that has a team as its uplink.
@@ -128,6 +136,8 @@ impl Running {
             stale: true,
             announce_at: None,
             look_at: Now(0),
+            own_frames: 0,
+            is_looping: false,
         }
     }
 
@@ -276,6 +286,29 @@ impl Running {
         self.home.is_some() && self.config.distribution == Distribution::Dynamic
     }
 
+    /// Says so if frames of our own come back from the wire, more than would by themselves; a second after
+    /// the last time.
+    pub(super) fn look_for_loops(&mut self, host: &Host) {
+        self.team.sweep();
+        let own = self.team.received().dropped(DropReason::OwnFrame);
+        let new = own - std::mem::replace(&mut self.own_frames, own);
+        let independent = self.machine.settings().mode == Mode::SwitchIndependent;
+        let usual = match independent && self.seats.len() > 1 {
+            true => FLOODED,
+            false => FEW,
+        };
+        let was = std::mem::replace(&mut self.is_looping, new > usual);
+        if self.is_looping && !was {
+            let words = format!("{new} frames of our own came back in a second");
+            warn!(
+                "team {}: {words}: is there a loop in the network?",
+                self.name
+            );
+            let event = Event::of_team(EventKind::LoopDetected, &self.name);
+            host.events.publish(event.saying(words));
+        }
+    }
+
     /// When there is something to do without being asked.
     pub(super) fn next(&self) -> Option<Now> {
         let retry = self.seats.iter().filter(|seat| seat.open.is_none());
@@ -344,12 +377,7 @@ impl Running {
     fn tell_of(&mut self, at: usize, milliseconds: f64, host: &Host) {
         let (team, device) = (&self.name, self.seats[at].config.device.clone());
         let condition = self.conditions.get(&self.seats[at].id).cloned();
-        let event = |kind| {
-            let mut event = Event::new(kind);
-            event.team = Some(team.clone());
-            event.member = Some(device.clone());
-            event
-        };
+        let event = |kind| Event::of_member(kind, team, &device);
         if condition.as_ref().is_some_and(|condition| condition.works) {
             info!("team {team}: member {device} works");
             host.events.publish(event(EventKind::MemberUp));
