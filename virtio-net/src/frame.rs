@@ -585,6 +585,43 @@ impl Batch {
         self.segments.skip_own(bytes);
     }
 
+    /// Adds the frames at `places` (address and bytes) of `memory`, each with the vnet header `hdr`,
+    /// which is not in front of them there. They stay where they are until [`Batch::clear`]: what is
+    /// written there until then makes their bytes arbitrary, beyond the head. Frames that are
+    /// refused are shown to `refused`; all are if the batch has frames from elsewhere.
+    pub fn push_placed(
+        &mut self,
+        memory: &Memory,
+        places: &[(u64, u32)],
+        hdr: NetHdr,
+        mut refused: impl FnMut(DropReason),
+    ) {
+        if self.is_empty() {
+            self.attach(memory);
+        }
+        let elsewhere = !self.segments.is_bound_to(memory);
+        for places in places.chunks(BURST) {
+            // All beginnings are asked for before the first is read.
+            let mut starts = [FrameStart::default(); BURST];
+            for (f, (addr, len)) in starts.iter_mut().zip(places) {
+                let usable = !elsewhere && self.has_room();
+                if !usable || !self.whole_piece(f, memory, *addr, *len) {
+                    f.error = Some(DropReason::BadBuffer);
+                }
+            }
+            for f in &starts[..places.len()] {
+                let result = match f.error {
+                    None if self.len == BURST => Err(DropReason::TooManyBuffers),
+                    _ => self.end_frame(f, 0),
+                };
+                match result {
+                    Ok(()) => self.set_hdr(self.len - 1, hdr),
+                    Err(reason) => refused(reason),
+                }
+            }
+        }
+    }
+
     /// Takes back the frame added last: it is dropped.
     pub(crate) fn pop(&mut self) {
         self.len -= 1;
@@ -693,6 +730,40 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn placed_frames_stay_where_they_are_and_are_checked() {
+        let mut area = numbered(4096);
+        area[2048 + 12..][..4].copy_from_slice(&[0x81, 0, 0, 7]);
+        let (memory, other) = (Memory::of_bytes(area), Memory::empty());
+        let places = [
+            (100, 1500),
+            (4000, 97),
+            (50, 13),
+            (2048, 60),
+            (u64::MAX, 60),
+        ];
+        let mut b = Batch::new();
+        b.heads[0].0.fill(0xff);
+        let mut refused = Vec::new();
+        b.push_placed(&memory, &places, NetHdr::default(), |r| refused.push(r));
+        let reasons = [
+            DropReason::BadBuffer,
+            DropReason::TooShort,
+            DropReason::BadBuffer,
+        ];
+        assert_eq!(refused, reasons);
+        assert_eq!((b.len(), b.hdr(0)), (2, NetHdr::default()));
+        assert_eq!(bytes(&b), numbered(4096)[100..1600]);
+        assert_eq!((b.tag(1), b.frame_len(1)), (Some(7), 60));
+        // A burst is from one memory, and no longer than a burst.
+        refused.clear();
+        b.push_placed(&other, &places[..1], NetHdr::default(), |r| refused.push(r));
+        assert_eq!((b.len(), refused.len()), (2, 1));
+        let many = [(100, 1500); 2 * BURST];
+        b.push_placed(&memory, &many, NetHdr::default(), |r| refused.push(r));
+        assert_eq!((b.len(), refused.len()), (BURST, 1 + BURST + 2));
     }
 
     #[test]

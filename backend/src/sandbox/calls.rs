@@ -34,7 +34,7 @@ const LIFE: Named = calls! {
 /// To wait, to carry frames in bursts, and to set one's CPUs and time slice.
 const WORK: Named = calls! {
     SYS_epoll_pwait SYS_ppoll SYS_recvmmsg SYS_sched_getattr SYS_sched_setaffinity
-    SYS_sched_setattr SYS_sendmmsg
+    SYS_sched_setattr SYS_sendmmsg SYS_timerfd_create SYS_timerfd_settime
 };
 
 /// Older names of such calls, which newer architectures do not have.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tandem_virtio_net::offload::{self, Segmenter, Treatment};
 use tandem_virtio_net::spec::*;
-use tandem_virtio_net::{Batch, DropReason, Scratch};
+use tandem_virtio_net::{Batch, Counters, DropReason, Scratch};
 
 /// What the kernel takes in a frame given to its devices, whatever else was set. As the features of
 /// a driver that receives (virtio 5.1.3).
@@ -32,6 +32,20 @@ impl Offloads {
             segmented_frames: AtomicU64::new(0),
             segments: AtomicU64::new(0),
         }
+    }
+
+    /// Those of a device that takes frames ready for the wire only.
+    pub(super) fn none() -> Self {
+        Self {
+            takes: 0,
+            ..Self::new(false)
+        }
+    }
+
+    /// Counts a frame that was cut into `segments`.
+    pub(super) fn count_segmented(&self, segments: u64) {
+        self.segmented_frames.fetch_add(1, Ordering::Relaxed);
+        self.segments.fetch_add(segments, Ordering::Relaxed);
     }
 
     /// Frames that were cut up because the kernel does not take them whole, and the segments
@@ -86,8 +100,7 @@ impl Offloads {
                 sent.add(written(&room[..NET_HDR_LEN + n]));
                 segments += 1;
             }
-            self.segmented_frames.fetch_add(1, Ordering::Relaxed);
-            self.segments.fetch_add(segments, Ordering::Relaxed);
+            self.count_segmented(segments);
             return sent;
         }
         let n = batch.linearize(i, &mut whole[NET_HDR_LEN..]);
@@ -101,12 +114,13 @@ impl Offloads {
 }
 
 /// What became of frames that were written.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Sent {
     pub(super) frames: u64,
     pub(super) bytes: u64,
     pub(super) refused: u64,
     pub(super) offload_failed: u64,
+    pub(super) too_long: u64,
 }
 
 impl Sent {
@@ -136,11 +150,38 @@ impl Sent {
 
     /// Why a part of a frame was dropped, if any was.
     pub(super) fn dropped(&self) -> Option<DropReason> {
-        match (self.refused, self.offload_failed) {
-            (0, 0) => None,
-            (0, _) => Some(DropReason::OffloadFailed),
+        match (self.refused, self.offload_failed, self.too_long) {
+            (0, 0, 0) => None,
+            (0, 0, _) => Some(DropReason::MtuExceeded),
+            (0, _, _) => Some(DropReason::OffloadFailed),
             _ => Some(DropReason::HostRefused),
         }
+    }
+
+    /// As [`Sent::dropped`], of what has been added since it was `before`.
+    pub(super) fn dropped_since(&self, before: &Self) -> Option<DropReason> {
+        let new = Self {
+            refused: self.refused - before.refused,
+            offload_failed: self.offload_failed - before.offload_failed,
+            too_long: self.too_long - before.too_long,
+            ..Self::default()
+        };
+        new.dropped()
+    }
+
+    /// A frame that was counted as sent was refused after all.
+    pub(super) fn unsend(&mut self, bytes: u64) {
+        self.frames = self.frames.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.refused += 1;
+    }
+
+    /// Counts all of it.
+    pub(super) fn count(&self, to_vm: &Counters) {
+        to_vm.add(self.frames, self.bytes);
+        to_vm.count_drop(DropReason::HostRefused, self.refused);
+        to_vm.count_drop(DropReason::OffloadFailed, self.offload_failed);
+        to_vm.count_drop(DropReason::MtuExceeded, self.too_long);
     }
 
     pub(super) fn add(&mut self, other: Self) {
@@ -148,5 +189,6 @@ impl Sent {
         self.bytes += other.bytes;
         self.refused += other.refused;
         self.offload_failed += other.offload_failed;
+        self.too_long += other.too_long;
     }
 }

@@ -1,11 +1,16 @@
 //! The host's own network devices: as ports, and as the way to the wire.
 
 pub mod af_packet;
+pub mod af_xdp;
 pub mod links;
 pub mod tap;
 
 mod kernel;
 mod sys;
+mod sys_bpf;
+mod sys_xdp;
+#[cfg(test)]
+mod wire;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -57,6 +62,44 @@ impl Nic for af_packet::AfPacket {
 
     fn driver(&self) -> &'static str {
         "af_packet"
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.as_fd()]
+    }
+
+    fn batch_bytes(&self) -> usize {
+        Self::BATCH_BYTES
+    }
+
+    fn read(&self, batch: &mut Batch) -> io::Result<usize> {
+        self.read(batch)
+    }
+
+    fn send(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) -> usize {
+        self.send(batch, frames, scratch)
+    }
+
+    fn received(&self) -> &Arc<Counters> {
+        self.received()
+    }
+
+    fn sent(&self) -> &Arc<Counters> {
+        self.sent()
+    }
+
+    fn segmented(&self) -> (u64, u64) {
+        self.segmented()
+    }
+}
+
+impl Nic for af_xdp::AfXdp {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn driver(&self) -> &'static str {
+        "af_xdp"
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {

@@ -20,7 +20,7 @@ const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
 /// `TUNSETOFFLOAD` of `linux/if_tun.h`.
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
 
-fn checked(result: c_int) -> io::Result<c_int> {
+pub(super) fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -28,7 +28,7 @@ fn checked(result: c_int) -> io::Result<c_int> {
     }
 }
 
-fn request(name: &str) -> ifreq {
+pub(super) fn request(name: &str) -> ifreq {
     // SAFETY: `ifreq` is plain old data, for which zero is a value.
     let mut request: ifreq = unsafe { zeroed() };
     // The last byte stays zero, whatever the length of the name.
@@ -101,7 +101,7 @@ pub(super) fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
     configure(libc::SIOCSIFHWADDR as c_ulong, &mut request)
 }
 
-fn configure(what: c_ulong, request: &mut ifreq) -> io::Result<()> {
+pub(super) fn configure(what: c_ulong, request: &mut ifreq) -> io::Result<()> {
     // SAFETY: `socket` has no memory arguments.
     let fd =
         checked(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
@@ -368,7 +368,7 @@ pub(super) fn send_bytes(file: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(super) use self::testing::{PacketSocket, leave_network, wait_readable};
+pub(super) use self::testing::{PacketSocket, is_readable, leave_network, wait_readable};
 
 /// The host's side of a device, for tests.
 #[cfg(test)]
@@ -383,14 +383,20 @@ mod testing {
     /// # Panics
     /// After 30 s: something is wrong.
     pub(in crate::nic) fn wait_readable(fd: BorrowedFd<'_>) {
-        let mut polled = libc::pollfd {
+        assert!(is_readable(&[fd], 30_000), "a frame comes");
+    }
+
+    /// Is there something to read on any of them, at the latest after so many milliseconds?
+    pub(in crate::nic) fn is_readable(fds: &[BorrowedFd<'_>], milliseconds: c_int) -> bool {
+        let polled = fds.iter().map(|fd| libc::pollfd {
             fd: fd.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
-        };
-        // SAFETY: `poll` reads and writes one `pollfd`, which outlives the call.
-        let ready = unsafe { libc::poll(&mut polled, 1, 30_000) };
-        assert_eq!(ready, 1, "a frame comes");
+        });
+        let mut polled: Vec<_> = polled.collect();
+        let n = polled.len() as libc::nfds_t;
+        // SAFETY: `poll` reads and writes `n` of `pollfd`, which outlive the call.
+        unsafe { libc::poll(polled.as_mut_ptr(), n, milliseconds) > 0 }
     }
 
     /// Gives this thread, and the processes it starts, a network without any devices of the host's.

@@ -145,6 +145,19 @@ impl Memory {
         }
     }
 
+    /// One region of these bytes, at address 0.
+    #[cfg(test)]
+    pub(crate) fn of_bytes(mut bytes: Vec<u8>) -> Self {
+        let (host, len) = (bytes.as_mut_ptr(), bytes.len() as u64);
+        // SAFETY: all of the vector, whose bytes `keep` keeps where they are.
+        let region = unsafe { Region::new(0, len, host) };
+        Self {
+            regions: Box::new([region]),
+            keep: Arc::new(bytes),
+            ..Self::empty()
+        }
+    }
+
     /// Starts, replaces or ends logging of writes.
     pub fn set_log(&mut self, log: Option<DirtyLog>) {
         self.log = log;

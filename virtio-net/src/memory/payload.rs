@@ -53,6 +53,12 @@ impl Segments {
         self.keep = Some(memory.keep());
     }
 
+    /// Are they those of `memory`?
+    pub(crate) fn is_bound_to(&self, memory: &Memory) -> bool {
+        let same = |keep| Arc::ptr_eq(keep, &memory.keep);
+        self.keep.as_ref().is_some_and(same)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.segments.len()
     }
