@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
 use tandem_uplink::nic::af_packet::AfPacket;
+use tandem_uplink::nic::af_xdp::AfXdpDevice;
 use tandem_uplink::{Mac, TapDevice};
 
 use super::listen::{self, Made};
-use super::protocol::{Done, Failure, Request};
+use super::protocol::{Done, FDS_MAX, Failure, Request};
 
 /// Bytes of a path that fit into a socket address with their NUL (unix(7)).
 const PATH_MAX: usize = 107;
@@ -27,15 +28,29 @@ pub(super) struct Handler {
 
 impl Handler {
     /// Does one thing; what comes of it may have a descriptor.
-    pub(super) fn handle(&mut self, request: Request) -> Result<(Done, Option<OwnedFd>), Failure> {
+    pub(super) fn handle(&mut self, request: Request) -> Result<(Done, Vec<OwnedFd>), Failure> {
         match request {
             Request::Tap { name, mtu, mac } => {
                 let TapDevice { file, uso } = TapDevice::open(&name, mtu, mac.map(Mac))?;
-                Ok((Done::Tap { uso }, Some(file.into())))
+                Ok((Done::Tap { uso }, vec![file.into()]))
             }
             Request::Packet { name } => {
                 let socket = AfPacket::open_socket(&name)?;
-                Ok((Done::Packet, Some(socket.into())))
+                Ok((Done::Packet, vec![socket.into()]))
+            }
+            Request::Xdp { name } => {
+                let device = AfXdpDevice::open(&name, &[])?;
+                if device.sockets.len() + 3 > FDS_MAX {
+                    let words = format!("{name} has more queues than {}", FDS_MAX - 3);
+                    return Err(Failure::Refused(words));
+                }
+                let done = Done::Xdp {
+                    chunk: device.chunk,
+                    mode: device.mode.into(),
+                };
+                let mut fds = vec![device.link, device.watch, device.memory];
+                fds.extend(device.sockets);
+                Ok((done, fds))
             }
             Request::Listen {
                 path,
@@ -47,24 +62,27 @@ impl Handler {
                 let number = self.next;
                 self.next += 1;
                 self.sockets.insert(number, made);
-                Ok((Done::Listening { number }, Some(socket)))
+                Ok((Done::Listening { number }, vec![socket]))
             }
             Request::Remove { number } => match self.sockets.remove(&number) {
                 Some(made) => {
                     made.remove();
-                    Ok((Done::Removed, None))
+                    Ok((Done::Removed, Vec::new()))
                 }
                 None => Err(Failure::Refused(format!("there is no socket {number}"))),
             },
             Request::Connect { path } => {
                 let socket = listen::connect(&checked(&path)?)?;
-                Ok((Done::Connected, Some(socket)))
+                Ok((Done::Connected, vec![socket]))
             }
             Request::IsPrivate {
                 process,
                 device,
                 inode,
-            } => Ok((Done::Private(is_private(process, device, inode)), None)),
+            } => {
+                let private = is_private(process, device, inode);
+                Ok((Done::Private(private), Vec::new()))
+            }
         }
     }
 }

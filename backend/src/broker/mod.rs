@@ -3,12 +3,13 @@
 //! The daemon has no privileges once it has started (see `sandbox`), and yet a port may be added at
 //! any time: a TAP device, a socket for another group, or one in a directory that is not the
 //! daemon's. So before the daemon gives its privileges up, and before it has threads, it starts
-//! itself once more as the broker, which keeps a few of them and does six things only:
+//! itself once more as the broker, which keeps a few of them and does seven things only:
 //!
 //! | request | answer |
 //! |---|---|
 //! | open a TAP device | its descriptor |
 //! | open a packet socket on a network device | its descriptor |
+//! | open all queues of a network device by AF_XDP | descriptors: program, watch, memory, sockets |
 //! | listen at a path, with permissions and a group | the socket's descriptor, and a number |
 //! | remove the socket of that number | |
 //! | connect to a VMM's socket | the connection's descriptor |
@@ -16,7 +17,7 @@
 //!
 //! ```text
 //!   tandemd ──── request: version, JSON; 1 KiB at most ────► tandemd broker
-//!           ◄─── answer, and a descriptor (SCM_RIGHTS) ─────
+//!           ◄─── answer, and descriptors (SCM_RIGHTS) ─────
 //!                       a SOCK_SEQPACKET pair
 //! ```
 //!
@@ -37,6 +38,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use tandem_uplink::nic::af_packet::AfPacketError;
+use tandem_uplink::nic::af_xdp::{AfXdpDevice, AfXdpError};
 use tandem_uplink::{Mac, TapDevice, TapError};
 
 use crate::port::lock;
@@ -81,10 +83,19 @@ impl Broker {
         Arc::new(Self(Mutex::new(Where::Here(Handler::default()))))
     }
 
-    fn ask(&self, request: Request) -> Result<(Done, Option<OwnedFd>), Failure> {
+    fn ask(&self, request: Request) -> Result<(Done, Vec<OwnedFd>), Failure> {
         match &mut *lock(&self.0) {
             Where::Process(child) => child.ask(&request),
             Where::Here(handler) => handler.handle(request),
+        }
+    }
+
+    /// Asks for what comes with one descriptor.
+    fn ask_for_one(&self, request: Request) -> Result<(Done, OwnedFd), Failure> {
+        let (done, mut fds) = self.ask(request)?;
+        match (fds.pop(), fds.is_empty()) {
+            (Some(fd), true) => Ok((done, fd)),
+            _ => Err(Failure::no_answer()),
         }
     }
 
@@ -100,8 +111,8 @@ impl Broker {
             mtu,
             mac: mac.map(|mac| mac.0),
         };
-        match self.ask(request) {
-            Ok((Done::Tap { uso }, Some(fd))) => Ok(TapDevice {
+        match self.ask_for_one(request) {
+            Ok((Done::Tap { uso }, fd)) => Ok(TapDevice {
                 file: File::from(fd),
                 uso,
             }),
@@ -115,10 +126,32 @@ impl Broker {
         let request = Request::Packet {
             name: name.to_owned(),
         };
-        match self.ask(request) {
-            Ok((Done::Packet, Some(fd))) => Ok(File::from(fd)),
+        match self.ask_for_one(request) {
+            Ok((Done::Packet, fd)) => Ok(File::from(fd)),
             Ok(_) => Err(Failure::no_answer().into_packet_error(name)),
             Err(failure) => Err(failure.into_packet_error(name)),
+        }
+    }
+
+    /// All queues of a device by AF_XDP, see [`AfXdpDevice::open`].
+    pub(crate) fn xdp(&self, name: &str) -> Result<AfXdpDevice, AfXdpError> {
+        let request = Request::Xdp {
+            name: name.to_owned(),
+        };
+        let (done, fds) = self
+            .ask(request)
+            .map_err(|failure| failure.into_xdp_error(name))?;
+        let mut fds = fds.into_iter();
+        match (done, fds.next(), fds.next(), fds.next()) {
+            (Done::Xdp { chunk, mode }, Some(link), Some(watch), Some(memory)) => Ok(AfXdpDevice {
+                link,
+                watch,
+                memory,
+                sockets: fds.collect(),
+                chunk,
+                mode: mode.into(),
+            }),
+            _ => Err(Failure::no_answer().into_xdp_error(name)),
         }
     }
 
@@ -135,7 +168,7 @@ impl Broker {
             permissions,
             group: group.map(str::to_owned),
         };
-        let (Done::Listening { number }, Some(fd)) = self.ask(request)? else {
+        let (Done::Listening { number }, fd) = self.ask_for_one(request)? else {
             return Err(Failure::no_answer());
         };
         let broker = Arc::clone(self);
@@ -145,8 +178,8 @@ impl Broker {
     /// A connection to the socket at `path`, without ever waiting.
     pub(crate) fn connect(&self, path: &Path) -> io::Result<UnixStream> {
         let path = path.as_os_str().as_bytes().to_vec();
-        match self.ask(Request::Connect { path }) {
-            Ok((Done::Connected, Some(fd))) => Ok(fd.into()),
+        match self.ask_for_one(Request::Connect { path }) {
+            Ok((Done::Connected, fd)) => Ok(fd.into()),
             Ok(_) => Err(Failure::no_answer().into()),
             Err(failure) => Err(failure.into()),
         }

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::handler::Handler;
 use super::protocol::{Done, Failure, Request, receive, send};
@@ -52,9 +53,9 @@ impl Child {
     }
 
     /// Asks, and waits for the answer.
-    pub(super) fn ask(&mut self, request: &Request) -> Result<(Done, Option<OwnedFd>), Failure> {
+    pub(super) fn ask(&mut self, request: &Request) -> Result<(Done, Vec<OwnedFd>), Failure> {
         let socket = self.socket.as_ref().ok_or(Failure::Gone)?;
-        let packet = match send(socket, request, None).and_then(|()| receive(socket)) {
+        let packet = match send(socket, request, &[]).and_then(|()| receive(socket)) {
             Ok(Some(packet)) => packet,
             // It was not sent, and the next one may be shorter.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -67,7 +68,7 @@ impl Child {
             }
         };
         let done: Result<Done, Failure> = packet.parse()?;
-        Ok((done?, packet.fd))
+        Ok((done?, packet.fds))
     }
 }
 
@@ -107,6 +108,12 @@ fn prepare() -> io::Result<()> {
     // The end of the daemon is the end of this, and no signal to all of its group or unit is.
     sys::ignore_signals()?;
     rustix::thread::set_name(NAME)?;
+    // The kernel charges AF_XDP's memory. Without the right to raise the limit it is what it is.
+    let all = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = setrlimit(Resource::Memlock, all);
     sandbox::enter_broker()
 }
 
@@ -115,11 +122,11 @@ fn serve(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut handler = Handler::default();
     while let Some(packet) = receive(socket)? {
         let done = packet.parse().and_then(|request| handler.handle(request));
-        let (answer, fd) = match done {
-            Ok((done, fd)) => (Ok(done), fd),
-            Err(failure) => (Err(failure), None),
+        let (answer, fds) = match done {
+            Ok((done, fds)) => (Ok(done), fds),
+            Err(failure) => (Err(failure), Vec::new()),
         };
-        send(socket, &answer, fd.as_ref())?;
+        send(socket, &answer, &fds)?;
     }
     Ok(())
 }

@@ -15,10 +15,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tandem_uplink::TapError;
 use tandem_uplink::nic::af_packet::AfPacketError;
+use tandem_uplink::nic::af_xdp::{AfXdpError, Mode};
 use thiserror::Error;
 
 /// The version of the protocol.
 const VERSION: u8 = 1;
+/// Most descriptors that come with a packet: 253 is what Linux takes (unix(7), SCM_RIGHTS).
+pub(super) const FDS_MAX: usize = 131;
 /// Longest packet in bytes. A path takes up to four for each of its own.
 pub(super) const PACKET_MAX: usize = 1024;
 
@@ -34,6 +37,8 @@ pub(super) enum Request {
     },
     /// Open a packet socket on a network device.
     Packet { name: String },
+    /// Open all queues of a network device by AF_XDP.
+    Xdp { name: String },
     /// Listen at an absolute path.
     Listen {
         path: Vec<u8>,
@@ -62,6 +67,12 @@ pub(super) enum Done {
     },
     /// The socket comes as a descriptor.
     Packet,
+    /// What keeps the program, what watches the device, its memory, and a socket for each queue come as
+    /// descriptors, in this order.
+    Xdp {
+        chunk: u32,
+        mode: XdpMode,
+    },
     /// The listening socket comes as a descriptor.
     Listening {
         number: u32,
@@ -70,6 +81,35 @@ pub(super) enum Done {
     /// The connection comes as a descriptor; it does not block.
     Connected,
     Private(bool),
+}
+
+/// [`Mode`] of AF_XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum XdpMode {
+    ZeroCopy,
+    Copy,
+    Generic,
+}
+
+impl From<Mode> for XdpMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::ZeroCopy => Self::ZeroCopy,
+            Mode::Copy => Self::Copy,
+            Mode::Generic => Self::Generic,
+        }
+    }
+}
+
+impl From<XdpMode> for Mode {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::ZeroCopy => Self::ZeroCopy,
+            XdpMode::Copy => Self::Copy,
+            XdpMode::Generic => Self::Generic,
+        }
+    }
 }
 
 /// Why it was not done.
@@ -123,6 +163,11 @@ impl Failure {
         AfPacketError::of(name, self.into())
     }
 
+    /// In the words of AF_XDP.
+    pub(super) fn into_xdp_error(self, name: &str) -> AfXdpError {
+        AfXdpError::of(name, self.into())
+    }
+
     /// In the words of a TAP device.
     pub(super) fn into_tap_error(self, name: &str, mtu: u16) -> TapError {
         let name = name.to_owned();
@@ -171,6 +216,13 @@ impl From<AfPacketError> for Failure {
     }
 }
 
+impl From<AfXdpError> for Failure {
+    fn from(error: AfXdpError) -> Self {
+        let errno = error.errno();
+        Self::System { errno }
+    }
+}
+
 impl From<Errno> for Failure {
     fn from(error: Errno) -> Self {
         Self::System {
@@ -192,18 +244,18 @@ impl From<Failure> for io::Error {
 pub(super) fn send<T: Serialize>(
     socket: impl AsFd,
     message: &T,
-    fd: Option<&OwnedFd>,
+    fds: &[OwnedFd],
 ) -> io::Result<()> {
     let mut packet = vec![VERSION];
     serde_json::to_writer(&mut packet, message)?;
-    if packet.len() > PACKET_MAX {
+    if packet.len() > PACKET_MAX || fds.len() > FDS_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let fds = fd.map(AsFd::as_fd);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if let Some(fd) = &fds {
-        control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     let bytes = [IoSlice::new(&packet)];
     rustix::io::retry_on_intr(|| sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL))?;
@@ -214,29 +266,29 @@ pub(super) fn send<T: Serialize>(
 pub(super) struct Packet {
     bytes: Vec<u8>,
     cut: bool,
-    /// The descriptor that came with it.
-    pub(super) fd: Option<OwnedFd>,
+    /// The descriptors that came with it.
+    pub(super) fds: Vec<OwnedFd>,
 }
 
 /// Waits for one packet; none when the other end is closed.
 pub(super) fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; PACKET_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         let mut room = [IoSliceMut::new(&mut bytes)];
         recvmsg(&socket, &mut room, &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;
     let (len, cut) = (received.bytes, received.flags.contains(ReturnFlags::TRUNC));
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            fd = fds.next();
+        if let RecvAncillaryMessage::ScmRights(these) = message {
+            fds.extend(these);
         }
     }
     bytes.truncate(len);
     // An empty packet would be one too, but nobody sends that.
-    Ok((len != 0).then_some(Packet { bytes, cut, fd }))
+    Ok((len != 0).then_some(Packet { bytes, cut, fds }))
 }
 
 impl Packet {

@@ -80,8 +80,8 @@ const CHILD: Named = calls! {
 /// What the broker does, besides files and sockets; groups may be in any name service, whose
 /// libraries ask who they are.
 const BROKER: Named = calls! {
-    SYS_fchmodat SYS_fchownat SYS_getegid SYS_geteuid SYS_getgid SYS_getuid SYS_mmap SYS_mprotect
-    SYS_prlimit64 SYS_uname
+    SYS_bpf SYS_fchmodat SYS_fchownat SYS_getegid SYS_geteuid SYS_getgid SYS_getuid SYS_memfd_create
+    SYS_mmap SYS_mprotect SYS_prlimit64 SYS_uname
 };
 
 /// Older names of such calls, which newer architectures do not have.
@@ -166,7 +166,7 @@ pub(super) fn broker() -> List {
         only(
             SYS_socket,
             0,
-            [libc::AF_UNIX as u64, libc::AF_PACKET as u64],
+            [libc::AF_UNIX, libc::AF_PACKET, libc::AF_XDP].map(|family| family as u64),
         ),
         only(SYS_fcntl, 1, FCNTL.map(|command| command as u64)),
         only(SYS_ioctl, 1, BROKER_IOCTLS),
@@ -188,15 +188,18 @@ const FCNTL: [c_int; 8] = [
     libc::F_GET_SEALS,
 ];
 
-/// To set up a TAP device, and to set a device's link up. The second and third are `TUNSETVNETHDRSZ` and `TUNSETOFFLOAD` of
+/// To set up a TAP device; to set a device's link up, and what AF_XDP needs of it, which is SIOCETHTOOL
+/// of `linux/sockios.h`. The second and third are `TUNSETVNETHDRSZ` and `TUNSETOFFLOAD` of
 /// `linux/if_tun.h`.
-const BROKER_IOCTLS: [u64; 9] = [
+const BROKER_IOCTLS: [u64; 11] = [
     libc::TUNSETIFF,
     0x4004_54d8,
     0x4004_54d0,
     libc::SIOCGIFINDEX,
     libc::SIOCGIFFLAGS,
     libc::SIOCSIFFLAGS,
+    libc::SIOCGIFMTU,
+    0x8946,
     libc::SIOCSIFMTU,
     libc::SIOCSIFHWADDR,
     libc::FIONBIO,

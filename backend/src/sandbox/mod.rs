@@ -24,7 +24,8 @@ pub(crate) use paths::Paths;
 
 /// Capabilities that the broker keeps, of those it was started with.
 const OF_THE_BROKER: CapabilitySet = CapabilitySet::NET_ADMIN // TAP devices, a link to be set up
-    .union(CapabilitySet::NET_RAW) // packet sockets
+    .union(CapabilitySet::NET_RAW) // packet sockets, AF_XDP
+    .union(CapabilitySet::BPF) // AF_XDP
     .union(CapabilitySet::CHOWN) // sockets for a group that the daemon is not in
     .union(CapabilitySet::DAC_OVERRIDE) // sockets in the directories of other users
     .union(CapabilitySet::SYS_PTRACE); // how a VMM has mapped its memory

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tandem_uplink::nic::Nic;
 use tandem_uplink::nic::af_packet::AfPacket;
+use tandem_uplink::nic::af_xdp::AfXdp;
 use tandem_uplink::nic::links::Link;
 use tandem_uplink::team::Member;
 use tandem_uplink::{Forwarder, Now, Tap};
@@ -137,7 +138,12 @@ fn device(
             let device = device.map_err(|e| e.to_string())?;
             Ok((Arc::new(Tap::new(name, device)), None))
         }
-        Driver::AfXdp => Err("this version has no AF_XDP: use af_packet".to_owned()),
+        Driver::AfXdp => {
+            let device = host.broker.xdp(name).map_err(|e| e.to_string())?;
+            let xdp = AfXdp::new(name, device).map_err(|e| e.to_string())?;
+            let reason = Some(xdp.mode().to_string());
+            Ok((Arc::new(xdp), reason))
+        }
         Driver::Auto | Driver::AfPacket => {
             let socket = host.broker.packet(name).map_err(|e| e.to_string())?;
             let auto = config.driver == Driver::Auto;
