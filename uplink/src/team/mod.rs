@@ -18,6 +18,7 @@ pub mod lacp;
 pub mod lldp;
 pub mod machine;
 mod member;
+pub mod probe;
 mod table;
 
 use std::collections::HashMap;
