@@ -1,6 +1,7 @@
 //! A team as it runs.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tandem_uplink::nic::links::Link;
 use tandem_uplink::team::distribution::Distribution;
 use tandem_uplink::team::lacp::Timer;
 use tandem_uplink::team::machine::{Condition, Machine, Settings};
+use tandem_uplink::team::probe::Probe;
 use tandem_uplink::team::{Mode, Place, Plan, Team};
 use tandem_uplink::{
     Forwarder, Now, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, VlanPolicy,
@@ -19,7 +21,7 @@ use tandem_virtio_net::DropReason;
 use super::seat::{Seat, Wire};
 use super::{Host, LOOK};
 use crate::capture::Captures;
-use crate::config::{LacpTimer, Lldp, TeamConfig, TeamMode};
+use crate::config::{self, LacpTimer, Lldp, TeamConfig, TeamMode};
 use crate::control::{Refused, RefusedKind};
 use crate::events::{Event, EventKind};
 use crate::status::Failover;
@@ -105,7 +107,15 @@ fn not_added(e: tandem_uplink::switch::SwitchError) -> Refused {
 }
 
 fn settings(config: &TeamConfig) -> Settings {
+    let vlan = config.probe_vlan;
+    let probe = match config.probe {
+        config::Probe::None => None,
+        config::Probe::Heartbeat => Some(Probe::Heartbeat { vlan }),
+        config::Probe::Target(address) => Some(Probe::Target { address, vlan }),
+    };
+    let interval = Duration::from_millis(config.probe_interval_ms.into());
     Settings {
+        probe: probe.map(|probe| (probe, interval)),
         mode: match config.mode {
             TeamMode::SwitchIndependent => Mode::SwitchIndependent,
             TeamMode::Static => Mode::Static,
@@ -118,6 +128,11 @@ fn settings(config: &TeamConfig) -> Settings {
     }
 }
 
+fn machine(settings: Settings) -> Machine {
+    // A number that nobody outside can guess.
+    Machine::new(settings, RandomState::new().build_hasher().finish())
+}
+
 impl Running {
     pub(super) fn new(name: &str, config: &TeamConfig) -> Self {
         let captures = Captures::default();
@@ -125,7 +140,7 @@ impl Running {
             name: name.to_owned(),
             team: Arc::new(Team::new(Some(captures.tracepoint()))),
             captures,
-            machine: Machine::new(settings(config)),
+            machine: machine(settings(config)),
             config: config.clone(),
             seats: Vec::new(),
             home: None,
@@ -174,7 +189,7 @@ impl Running {
         self.config = config.clone();
         let settings = settings(config);
         if *self.machine.settings() != settings {
-            self.machine = Machine::new(settings);
+            self.machine = machine(settings);
             for seat in &self.seats {
                 if let Some(open) = &seat.open {
                     self.machine.add(seat.id, open.member.mac);
@@ -218,7 +233,7 @@ impl Running {
         }
         let seats = &self.seats;
         (self.machine).receive(id, frame, now, &mut |id, frame| {
-            send(seats, wire, id, frame)
+            send(seats, wire, id, frame);
         });
     }
 
@@ -245,6 +260,11 @@ impl Running {
     /// Runs the machines, and publishes what is not as it was.
     pub(super) fn run(&mut self, now: Now, wire: &mut Wire, host: &Host) {
         let seats = &self.seats;
+        if self.machine.is_probing() {
+            for open in seats.iter().filter_map(|seat| seat.open.as_ref()) {
+                (self.machine).heard(open.member.id, open.member.unicast(), now);
+            }
+        }
         (self.machine).run(now, &mut |id, frame| send(seats, wire, id, frame));
         self.say_who_we_are(now, wire);
         let conditions: BTreeMap<u32, Condition> = (self.seats.iter())
@@ -349,7 +369,7 @@ impl Running {
             pins: pins
                 .filter_map(|(port, device)| Some((*port, number(device)?)))
                 .collect(),
-            probes: false,
+            probes: self.machine.is_probing(),
         };
         self.team.publish(&plan);
     }
@@ -428,9 +448,9 @@ impl Drop for Running {
     }
 }
 
-fn send(seats: &[Seat], wire: &mut Wire, id: u32, frame: &[u8]) {
+/// Sends a frame of the team's own. False: the device has no room.
+fn send(seats: &[Seat], wire: &mut Wire, id: u32, frame: &[u8]) -> bool {
     let open = seats.iter().find(|seat| seat.id == id);
-    if let Some(open) = open.and_then(|seat| seat.open.as_ref()) {
-        wire.send(&*open.member.nic, frame);
-    }
+    let open = open.and_then(|seat| seat.open.as_ref());
+    open.is_some_and(|open| wire.send(&*open.member.nic, frame))
 }

@@ -2,8 +2,10 @@
 //! moments come in, frames and conditions go out.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::lacp::{Group, Mux, Port, Timer};
+use super::probe::{Probe, Prober};
 use super::{Mode, lacp};
 use crate::{Mac, Now};
 
@@ -11,13 +13,18 @@ use crate::{Mac, Now};
 /// key is enough.
 const KEY: u16 = 1;
 
+/// Probes in a row that are not answered by a member that is dead.
+const MISSES: u32 = 3;
+
 /// What decides over the members of a team.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// What the other end knows.
     pub mode: Mode,
     /// How often the ends of a link hear of each other; for LACP.
     pub timer: Timer,
+    /// How paths that are dead behind a live link are found, and the time between two probes.
+    pub probe: Option<(Probe, Duration)>,
 }
 
 /// How a member is.
@@ -37,6 +44,7 @@ pub struct Machine {
     seats: BTreeMap<u32, Seat>,
     /// Made with the first member, whose address is the system's from then on.
     group: Option<Group>,
+    prober: Option<Prober>,
 }
 
 struct Seat {
@@ -47,9 +55,11 @@ struct Seat {
 }
 
 impl Machine {
-    /// One without members.
-    pub fn new(settings: Settings) -> Self {
+    /// One without members. `team` is a random number of the team's own.
+    pub fn new(settings: Settings, team: u64) -> Self {
+        let probe = settings.probe;
         Self {
+            prober: probe.map(|(probe, interval)| Prober::new(probe, interval, MISSES, team)),
             settings,
             seats: BTreeMap::new(),
             group: None,
@@ -70,12 +80,18 @@ impl Machine {
                 .get_or_insert_with(|| Group::new(mac, KEY, timer));
             group.add()
         });
+        if let Some(prober) = &mut self.prober {
+            prober.add(id, mac);
+        }
         let up = false;
         self.seats.insert(id, Seat { mac, up, port });
     }
 
     /// Removes a member.
     pub fn remove(&mut self, id: u32) {
+        if let Some(prober) = &mut self.prober {
+            prober.remove(id);
+        }
         let seat = self.seats.remove(&id);
         if let (
             Some(Seat {
@@ -93,7 +109,13 @@ impl Machine {
         let Some(seat) = self.seats.get_mut(&id) else {
             return;
         };
+        if seat.up == up {
+            return;
+        }
         seat.up = up;
+        if let Some(prober) = &mut self.prober {
+            prober.set_link(id, up, now);
+        }
         if let (Some(port), Some(group)) = (seat.port, &mut self.group) {
             group.set_link(port, up, now);
         }
@@ -105,6 +127,13 @@ impl Machine {
         let Some(seat) = self.seats.get(&id) else {
             return;
         };
+        if self
+            .prober
+            .as_mut()
+            .is_some_and(|prober| prober.receive(id, frame, now))
+        {
+            return;
+        }
         if let (Some(port), Some(group)) = (seat.port, &mut self.group)
             && let Some(mut answer) = group.receive(port, frame, now)
         {
@@ -113,8 +142,29 @@ impl Machine {
         }
     }
 
-    /// Lets time pass.
-    pub fn run(&mut self, now: Now, send: &mut dyn FnMut(u32, &[u8])) {
+    /// So many frames to single stations have come in by a member, in all: signs of life.
+    pub fn heard(&mut self, id: u32, frames: u64, now: Now) {
+        if let Some(prober) = &mut self.prober {
+            prober.heard(id, frames, now);
+        }
+    }
+
+    /// Whether [`Machine::heard`] is of use.
+    pub fn is_probing(&self) -> bool {
+        self.prober.is_some()
+    }
+
+    /// Lets time pass. `send` says whether the frame was sent: else the device has no room.
+    pub fn run(&mut self, now: Now, send: &mut dyn FnMut(u32, &[u8]) -> bool) {
+        if let Some(prober) = &mut self.prober {
+            let mut full = Vec::new();
+            prober.run(now, |id, frame| {
+                if !send(id, &frame) {
+                    full.push(id);
+                }
+            });
+            full.into_iter().for_each(|id| prober.not_sent(id));
+        }
         let Some(group) = &mut self.group else {
             return;
         };
@@ -122,6 +172,7 @@ impl Machine {
         group.run(now, |port, pdu| {
             let seat = seats.iter().find(|(_, seat)| seat.port == Some(port));
             if let Some((id, seat)) = seat {
+                // If not, another one follows before the partner's time-out.
                 send(*id, &pdu.frame(seat.mac));
             }
         });
@@ -129,7 +180,9 @@ impl Machine {
 
     /// When [`Machine::run`] has something to do without being asked.
     pub fn next(&self) -> Option<Now> {
-        self.group.as_ref().and_then(Group::next)
+        let group = self.group.as_ref().and_then(Group::next);
+        let prober = self.prober.as_ref().and_then(Prober::next);
+        group.into_iter().chain(prober).min()
     }
 
     /// How a member is.
@@ -146,13 +199,17 @@ impl Machine {
             };
         }
         let (Some(port), Some(group)) = (self.lacp(id), &self.group) else {
+            let prober = self.prober.as_ref();
             return Condition {
                 collects: true,
-                works: true,
-                reason: None,
+                works: prober.and_then(|prober| prober.alive(id)) != Some(false),
+                reason: prober
+                    .and_then(|p| p.reason(id))
+                    .map(|reason| reason.to_string()),
             };
         };
         let reason = seat.port.and_then(|port| group.reason(port));
+        // There are no probes with LACP.
         Condition {
             collects: port.mux() >= Mux::Collecting,
             works: port.mux() == Mux::Distributing,
@@ -189,7 +246,8 @@ mod tests {
             let mut n = 0;
             let ends = modes.map(|mode| {
                 let timer = Timer::Fast;
-                let mut machine = Machine::new(Settings { mode, timer });
+                let probe = None;
+                let mut machine = Machine::new(Settings { mode, timer, probe }, 7);
                 for id in 0..2 {
                     n += 1;
                     machine.add(id, mac(n));
@@ -209,7 +267,10 @@ mod tests {
             while self.now < end {
                 for at in 0..2 {
                     let mut frames = Vec::new();
-                    self.ends[at].run(self.now, &mut |id, f| frames.push((id, f.to_vec())));
+                    self.ends[at].run(self.now, &mut |id, f| {
+                        frames.push((id, f.to_vec()));
+                        true
+                    });
                     for (id, frame) in frames.into_iter().filter(|_| !self.cut) {
                         self.ends[1 - at].receive(id, &frame, self.now, &mut |_, _| {});
                     }
