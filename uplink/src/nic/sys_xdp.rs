@@ -326,3 +326,46 @@ pub(super) fn rx_memory(
     let keep: Arc<dyn Any + Send + Sync> = Arc::new(maps);
     Memory::new(regions, Arc::default(), keep).map_err(|e: MemoryError| io::Error::other(e))
 }
+
+/// For tests: rings in a file, of which a test is the kernel's side.
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    /// Bytes of the file for each ring, and where the words and entries are in them.
+    pub(in crate::nic) const RING_BYTES: u64 = 64 << 10;
+    const AT: XdpRingOffset = XdpRingOffset {
+        producer: 0,
+        consumer: 64,
+        desc: 256,
+        flags: Some(FLAGS),
+    };
+    pub(in crate::nic) const FLAGS: u64 = 128;
+
+    /// The other sides of [`Rings`].
+    pub(in crate::nic) struct Kernel {
+        pub(in crate::nic) fill: Consumer<u64>,
+        pub(in crate::nic) rx: Producer<libc::xdp_desc>,
+        pub(in crate::nic) tx: Consumer<libc::xdp_desc>,
+        pub(in crate::nic) completion: Producer<u64>,
+    }
+
+    pub(in crate::nic) fn rings_in(file: BorrowedFd<'_>, entries: u32) -> (Rings, Kernel) {
+        fn map<T: Entry>(file: BorrowedFd<'_>, at: u64, entries: u32) -> Ring<T> {
+            Ring::map(file, at * RING_BYTES, &AT, entries).expect("a ring")
+        }
+        let rings = Rings {
+            fill: Producer::new(map(file, 0, entries)),
+            rx: Consumer::new(map(file, 1, entries)),
+            tx: Producer::new(map(file, 2, entries)),
+            completion: Consumer::new(map(file, 3, entries)),
+        };
+        let kernel = Kernel {
+            fill: Consumer::new(map(file, 0, entries)),
+            rx: Producer::new(map(file, 1, entries)),
+            tx: Consumer::new(map(file, 2, entries)),
+            completion: Producer::new(map(file, 3, entries)),
+        };
+        (rings, kernel)
+    }
+}

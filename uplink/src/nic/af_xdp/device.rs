@@ -260,7 +260,7 @@ const SEALS: SealFlags = SealFlags::SHRINK
 
 /// Memory of `len` bytes as a file that can neither shrink nor grow: no mapping of it ever loses a
 /// page.
-fn make_memory(len: u64) -> io::Result<OwnedFd> {
+pub(super) fn make_memory(len: u64) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = memfd_create("tandem-af-xdp", flags)?;
     ftruncate(&memory, len)?;

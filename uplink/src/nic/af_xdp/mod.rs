@@ -148,14 +148,6 @@ impl AfXdp {
         sys::is_up(&self.name).unwrap_or(false)
     }
 
-    /// What is readable when there is something to do for [`AfXdp::read`].
-    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        let sockets = self.sockets.iter().map(|socket| socket.as_fd());
-        sockets
-            .chain([self.watch.as_fd(), self.retry.as_fd()])
-            .collect()
-    }
-
     /// Frames that came in.
     pub fn received(&self) -> &Arc<Counters> {
         &self.from_wire
@@ -305,5 +297,7 @@ fn thread_number() -> usize {
     NUMBER.with(|n| *n)
 }
 
+#[cfg(test)]
+mod kernel_tests;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ const FAR: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const NEAR: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// A frame of an EtherType for experiments, which nobody answers.
-fn frame(len: usize, seed: u8) -> Vec<u8> {
+pub(super) fn frame(len: usize, seed: u8) -> Vec<u8> {
     let mut bytes = [&FAR[..], &NEAR, &[0x88, 0xb5]].concat();
     bytes.extend((0..len - 14).map(|i| (i as u8).wrapping_mul(7).wrapping_add(seed)));
     bytes
@@ -153,7 +153,7 @@ fn tags_stay_in_their_frames() {
 }
 
 /// A TCP segment with `payload` bytes and a partial checksum, to be cut if `gso_size` is not zero.
-fn tcp(payload: usize, gso_size: u16) -> (NetHdr, Vec<u8>) {
+pub(super) fn tcp(payload: usize, gso_size: u16) -> (NetHdr, Vec<u8>) {
     let mut ip = vec![
         0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
     ];
