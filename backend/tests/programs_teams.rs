@@ -45,14 +45,17 @@ fn a_team_is_made_shown_changed_and_removed() {
     assert_eq!(made.status, 201, "{made:?}");
     let team = daemon.http("GET", path, "");
     let mut expected = vec![
+        "control_frames",
         "distribution",
         "failovers",
+        "from_wire",
         "lacp_timer",
         "last_failover",
         "lldp",
         "member_status",
         "members",
         "mode",
+        "moved",
         "name",
         "origin",
         "probe",
@@ -62,6 +65,7 @@ fn a_team_is_made_shown_changed_and_removed() {
         "standby",
         "state",
         "switch",
+        "to_wire",
     ];
     expected.sort_unstable();
     assert_eq!(keys(&team.json), expected);
