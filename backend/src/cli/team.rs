@@ -176,6 +176,8 @@ pub(super) fn status(team: &Value) -> String {
     };
     let mut text = paragraph("state", &state);
     text += &failover(team);
+    text += &traffic(team);
+    text += &dropped(team);
     let members = team["member_status"].as_array();
     let members = members.map_or(&[][..], Vec::as_slice);
     let headings = [
@@ -207,6 +209,37 @@ pub(super) fn status(team: &Value) -> String {
     text += &format!("\n{table}");
     let details = members.iter().map(details);
     text + &details.collect::<String>()
+}
+
+/// Frames of all members together.
+fn traffic(team: &Value) -> String {
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let frames = |direction: &str| number(&team[direction]["frames"]);
+    let mut words = format!(
+        "{} frames to the wire, {} from it",
+        frames("to_wire"),
+        frames("from_wire")
+    );
+    if number(&team["control_frames"]) > 0 {
+        words += &format!(", {} of them for the team itself", team["control_frames"]);
+    }
+    if number(&team["moved"]) > 0 {
+        words += &format!("; {} conversations moved", team["moved"]);
+    }
+    paragraph("traffic", &words)
+}
+
+/// What was dropped on its way, and why.
+fn dropped(of: &Value) -> String {
+    let mut text = String::new();
+    for direction in ["to_wire", "from_wire"] {
+        let drops = of[direction]["drops"].as_object().into_iter().flatten();
+        let drops: Vec<String> = drops.map(|(reason, n)| format!("{reason} {n}")).collect();
+        if !drops.is_empty() {
+            text += &paragraph("dropped", &format!("{direction}: {}", drops.join(", ")));
+        }
+    }
+    text
 }
 
 /// Whether a link is up, and how fast it is.
@@ -243,13 +276,7 @@ fn details(member: &Value) -> String {
     if !place.is_empty() {
         text += &paragraph("device", &place.join(", "));
     }
-    for direction in ["to_wire", "from_wire"] {
-        let drops = member[direction]["drops"].as_object().into_iter().flatten();
-        let drops: Vec<String> = drops.map(|(reason, n)| format!("{reason} {n}")).collect();
-        if !drops.is_empty() {
-            text += &paragraph("dropped", &format!("{direction}: {}", drops.join(", ")));
-        }
-    }
+    text += &dropped(member);
     let lacp = &member["lacp"];
     if !lacp.is_null() {
         text += &paragraph("LACP", &word(&lacp["state"]).unwrap_or_default());
@@ -344,6 +371,8 @@ mod tests {
         let team = json!({
             "name": "team0", "switch": "default", "state": "degraded",
             "reason": "eth1 has no carrier", "failovers": 2, "last_failover": last,
+            "to_wire": {"frames": 7, "drops": {"uplink_full": 6}},
+            "from_wire": {"frames": 8, "drops": {}}, "control_frames": 3, "moved": 2,
             "mode": "lacp", "distribution": "dynamic", "members": ["eth0", "eth1"],
             "member_status": [member, down], "origin": {"mode": "file"},
         });
@@ -357,6 +386,8 @@ mod tests {
             "mode lacp, by dynamic",
             "state degraded: eth1 has no carrier",
             "failovers 2, the last 2026-01-02T03:04:05Z from eth1 to eth0 in 0.8 ms: eth1",
+            "traffic 7 frames to the wire, 8 from it, 3 of them for the team itself; 2",
+            "dropped to_wire: uplink_full 6",
             "eth0 af_xdp active 25 Gbit/s 100 % 1.0M 10 5",
             "eth1 auto down down 0 % - - 0",
             "driver zero copy",
