@@ -105,7 +105,7 @@ pub struct MemberStatus {
     pub driver_reason: Option<String>,
     /// What it does.
     pub state: MemberState,
-    /// Why it does not carry frames, in words with the remedy.
+    /// Why it does not carry frames, or what else is the matter with it, in words with the remedy.
     pub reason: Option<String>,
     /// Whether the device has a carrier.
     pub link_up: bool,

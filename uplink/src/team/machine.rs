@@ -202,7 +202,7 @@ impl Machine {
             let prober = self.prober.as_ref();
             return Condition {
                 collects: true,
-                works: prober.and_then(|prober| prober.alive(id)) != Some(false),
+                works: prober.is_none_or(|prober| self.may_be_used(prober, id)),
                 reason: prober
                     .and_then(|p| p.reason(id))
                     .map(|reason| reason.to_string()),
@@ -214,6 +214,15 @@ impl Machine {
             collects: port.mux() >= Mux::Collecting,
             works: port.mux() == Mux::Distributing,
             reason: reason.map(|reason| reason.to_string()),
+        }
+    }
+
+    /// One of which nothing is known yet is used only where there is none that is known to be alive: the
+    /// switch at its other end may not forward yet.
+    fn may_be_used(&self, prober: &Prober, id: u32) -> bool {
+        match prober.alive(id) {
+            Some(alive) => alive,
+            None => !self.seats.keys().any(|other| prober.alive(*other) == Some(true)),
         }
     }
 
