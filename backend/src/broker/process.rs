@@ -6,7 +6,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
-use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::handler::Handler;
 use super::protocol::{Done, Failure, Request, receive, send};
@@ -108,12 +107,6 @@ fn prepare() -> io::Result<()> {
     // The end of the daemon is the end of this, and no signal to all of its group or unit is.
     sys::ignore_signals()?;
     rustix::thread::set_name(NAME)?;
-    // The kernel charges AF_XDP's memory. Without the right to raise the limit it is what it is.
-    let all = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let _ = setrlimit(Resource::Memlock, all);
     sandbox::enter_broker()
 }
 

@@ -26,6 +26,7 @@ pub(crate) use paths::Paths;
 const OF_THE_BROKER: CapabilitySet = CapabilitySet::NET_ADMIN // TAP devices, a link to be set up
     .union(CapabilitySet::NET_RAW) // packet sockets, AF_XDP
     .union(CapabilitySet::BPF) // AF_XDP
+    .union(CapabilitySet::IPC_LOCK) // AF_XDP's memory
     .union(CapabilitySet::CHOWN) // sockets for a group that the daemon is not in
     .union(CapabilitySet::DAC_OVERRIDE) // sockets in the directories of other users
     .union(CapabilitySet::SYS_PTRACE); // how a VMM has mapped its memory

@@ -222,7 +222,10 @@ impl Machine {
     fn may_be_used(&self, prober: &Prober, id: u32) -> bool {
         match prober.alive(id) {
             Some(alive) => alive,
-            None => !self.seats.keys().any(|other| prober.alive(*other) == Some(true)),
+            None => !self
+                .seats
+                .keys()
+                .any(|other| prober.alive(*other) == Some(true)),
         }
     }
 

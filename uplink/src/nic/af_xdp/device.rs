@@ -72,6 +72,11 @@ pub enum AfXdpError {
         "this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS, Linux 5.10): device {0} needs af_packet"
     )]
     NotSupported(String),
+    /// The kernel charges its memory to the user, who may not have as much.
+    #[error(
+        "device {0} needs memory that is locked, 8 MiB or more for each of its queues: grant CAP_IPC_LOCK, or raise the limit (LimitMEMLOCK=, ulimit -l)"
+    )]
+    NoMemory(String),
     /// Not what [`AfXdpDevice::open`] makes.
     #[error("device {0}: these are not the descriptors of an AF_XDP device")]
     NotADevice(String),
@@ -99,6 +104,7 @@ impl AfXdpError {
             Some(libc::ENODEV | libc::ENXIO) => Self::NoDevice(name),
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted(name),
             Some(libc::EBUSY | libc::EEXIST) => Self::Busy(name),
+            Some(libc::ENOBUFS) => Self::NoMemory(name),
             Some(libc::EAFNOSUPPORT) => Self::NotSupported(name),
             Some(MTU_TOO_LARGE) => Self::MtuTooLarge(name),
             Some(STRIPS_TAGS) => Self::StripsTags(name),
@@ -118,6 +124,7 @@ impl AfXdpError {
             Self::NotPermitted(_) => libc::EPERM,
             Self::Busy(_) => libc::EBUSY,
             Self::NotSupported(_) => libc::EAFNOSUPPORT,
+            Self::NoMemory(_) => libc::ENOBUFS,
             Self::MtuTooLarge(_) => MTU_TOO_LARGE,
             Self::StripsTags(_) => STRIPS_TAGS,
             Self::NotADevice(_) => libc::EBADF,
