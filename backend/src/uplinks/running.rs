@@ -216,8 +216,7 @@ impl Running {
         }
         for seat in &mut self.seats {
             self.machine.remove(seat.id);
-            seat.open = None;
-            seat.trouble = None;
+            seat.close();
         }
         self.conditions.clear();
         self.pins.clear();

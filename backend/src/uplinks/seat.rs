@@ -25,6 +25,8 @@ pub(super) struct Seat {
     pub(super) id: u32,
     pub(super) config: MemberConfig,
     pub(super) open: Option<Open>,
+    /// A TAP device that was made, and that the kernel has not told of yet.
+    made: Option<Device>,
     /// Why the device could not be opened, and when to try again.
     pub(super) trouble: Option<(String, Now)>,
     pub(super) lldp: Lldp,
@@ -50,11 +52,18 @@ impl Seat {
             id: (hasher.hash_one(&config.device) as u32).max(1),
             config: config.clone(),
             open: None,
+            made: None,
             trouble: None,
             lldp: Lldp::default(),
             failovers: 0,
             last_failover: None,
         }
+    }
+
+    /// Gives the device back.
+    pub(super) fn close(&mut self) {
+        (self.open, self.made, self.trouble) = (None, None, None);
+        self.lldp = Lldp::default();
     }
 
     /// Opens the device if it is there and is not open, and closes one that is gone. True if either was
@@ -75,15 +84,26 @@ impl Seat {
         }
         let may_try = self.trouble.as_ref().is_none_or(|(_, until)| *until <= now);
         // A TAP is made if it is not there.
-        let wanted = link.is_some() || self.config.driver == Driver::Tap;
+        let wanted = link.is_some() || self.config.driver == Driver::Tap && self.made.is_none();
         if self.open.is_some() || !wanted || !may_try {
             return closed;
         }
-        match open(self, link, host, forwarder) {
+        let device = match self.made.take() {
+            Some(device) => Ok(device),
+            None => device(&self.config, link, host),
+        };
+        let opened = device.and_then(|device| match link {
+            Some(link) => Ok(Some(self.start(device, link, host, forwarder())?)),
+            None => {
+                self.made = Some(device);
+                Ok(None)
+            }
+        });
+        match opened {
             Ok(open) => {
                 self.trouble = None;
-                self.open = Some(open);
-                true
+                self.open = open;
+                closed || self.open.is_some()
             }
             Err(words) => {
                 if self.trouble.as_ref().is_none_or(|(old, _)| *old != words) {
@@ -94,42 +114,40 @@ impl Seat {
             }
         }
     }
+
+    /// Starts the thread of a device.
+    fn start(
+        &self,
+        (nic, driver_reason): Device,
+        link: &Link,
+        host: &Host,
+        forwarder: Option<Forwarder>,
+    ) -> Result<Open, String> {
+        let words = |e: std::io::Error| format!("a thread could not be started: {e}");
+        let bell = Bell::new().map_err(words)?;
+        let member = Member::new(self.id, Arc::clone(&nic), link.mac, bell.clone());
+        let member = Arc::new(member);
+        let work = Work {
+            nic,
+            forwarder,
+            member: Some((Arc::clone(&member), Arc::clone(&host.control))),
+            cpus: host.cpus.clone(),
+        };
+        let thread = NicThread::start(&self.config.device, bell, work).map_err(words)?;
+        Ok(Open {
+            index: link.index,
+            member,
+            driver_reason,
+            thread,
+        })
+    }
 }
 
-fn open(
-    seat: &Seat,
-    link: Option<&Link>,
-    host: &Host,
-    forwarder: impl FnOnce() -> Option<Forwarder>,
-) -> Result<Open, String> {
-    let name = &seat.config.device;
-    let (nic, driver_reason) = device(&seat.config, link, host)?;
-    let words = |e: std::io::Error| format!("a thread could not be started: {e}");
-    let bell = Bell::new().map_err(words)?;
-    let mac = link.map(|link| link.mac).unwrap_or_default();
-    let member = Member::new(seat.id, Arc::clone(&nic), mac, bell.clone());
-    let member = Arc::new(member);
-    let work = Work {
-        nic,
-        forwarder: forwarder(),
-        member: Some((Arc::clone(&member), Arc::clone(&host.control))),
-        cpus: host.cpus.clone(),
-    };
-    let thread = NicThread::start(name, bell, work).map_err(words)?;
-    Ok(Open {
-        index: link.map_or(0, |link| link.index),
-        member,
-        driver_reason,
-        thread,
-    })
-}
+/// A device by its driver, and why by that one if it was not named.
+type Device = (Arc<dyn Nic>, Option<String>);
 
-/// The device by its driver, and why by that one if it was not named.
-fn device(
-    config: &MemberConfig,
-    link: Option<&Link>,
-    host: &Host,
-) -> Result<(Arc<dyn Nic>, Option<String>), String> {
+/// Opens the device.
+fn device(config: &MemberConfig, link: Option<&Link>, host: &Host) -> Result<Device, String> {
     let name = &config.device;
     match config.driver {
         Driver::Tap => {
