@@ -1,10 +1,12 @@
 //! End-to-end tests of Tandem.
 //!
 //! [`lab`] starts the real programs: `tandemd`, guests under QEMU, `dpdk-testpmd`. [`frontend`]
-//! is a vhost-user front-end and a virtio driver of our own, for what no guest would do. [`mod@bench`]
-//! measures the switch beside its peers.
+//! is a vhost-user front-end and a virtio driver of our own, for what no guest would do. [`uplink`]
+//! is a wire for teams of network devices, and who is at its other end. [`mod@bench`] measures the
+//! switch beside its peers.
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod frontend;
 pub mod lab;
+pub mod uplink;

@@ -1,8 +1,6 @@
 //! A daemon with ports for one test, and what can be asked of it.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -77,17 +75,7 @@ impl Rig {
 
     /// A GET from the API; the path starts behind `/api/v1/`.
     pub fn get(&self, path: &str) -> Result<Value> {
-        let mut stream = UnixStream::connect(self.daemon.run_dir().join("api.sock"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "GET /api/v1/{path} HTTP/1.1\r\nHost: tandem\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        ensure!(head.starts_with("HTTP/1.1 200"), "GET {path}: {answer}");
-        serde_json::from_str(body).with_context(|| answer.clone())
+        self.daemon.get(path)
     }
 
     /// A port as the API shows it.

@@ -1,10 +1,11 @@
 //! The daemon under test.
 
 use super::process::{Lifetime, Process, signal};
-use super::{PATIENCE, build_daemon, built_program, wait_until};
-use anyhow::{Context, Result, bail};
+use super::{Namespace, PATIENCE, build_daemon, built_program, wait_until};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -14,6 +15,8 @@ use std::time::Duration;
 pub struct Daemon {
     dir: PathBuf,
     program: PathBuf,
+    /// What starts the program, with its own arguments; itself if it is empty.
+    prefix: Vec<String>,
     arguments: Vec<String>,
     lifetime: Lifetime,
     process: Process,
@@ -26,10 +29,23 @@ impl Daemon {
         Self::start_program(dir, &built_program("tandemd")?, arguments)
     }
 
+    /// Starts it in a network namespace, which must live longer.
+    pub fn start_inside(dir: &Path, namespace: &Namespace, arguments: &[&str]) -> Result<Self> {
+        build_daemon()?;
+        Self::launch(
+            dir,
+            built_program("tandemd")?,
+            namespace.prefix(),
+            arguments.iter().map(|word| word.to_string()).collect(),
+            Lifetime::Owner,
+        )
+    }
+
     /// Starts another build than the one under test.
     pub fn start_program(dir: &Path, program: &Path, arguments: &[&str]) -> Result<Self> {
         let arguments = arguments.iter().map(|word| word.to_string()).collect();
-        Self::launch(dir, program.to_path_buf(), arguments, Lifetime::Owner)
+        let program = program.to_path_buf();
+        Self::launch(dir, program, vec![], arguments, Lifetime::Owner)
     }
 
     /// Starts a daemon that goes on when the program that started it ends.
@@ -38,6 +54,7 @@ impl Daemon {
         Self::launch(
             dir,
             built_program("tandemd")?,
+            vec![],
             arguments.iter().map(|word| word.to_string()).collect(),
             Lifetime::Detached,
         )
@@ -52,6 +69,7 @@ impl Daemon {
     fn launch(
         dir: &Path,
         program: PathBuf,
+        prefix: Vec<String>,
         arguments: Vec<String>,
         lifetime: Lifetime,
     ) -> Result<Self> {
@@ -59,7 +77,11 @@ impl Daemon {
         let notify = dir.join("notify");
         let _ = std::fs::remove_file(&notify);
         let ready = UnixDatagram::bind(&notify)?;
-        let mut process = Process::start(dir, "tandemd", &program, lifetime, |command| {
+        let first = prefix.first().map_or(program.as_path(), Path::new);
+        let mut process = Process::start(dir, "tandemd", first, lifetime, |command| {
+            if !prefix.is_empty() {
+                command.args(&prefix[1..]).arg(&program);
+            }
             command
                 .arg("--run-dir")
                 .arg(dir.join("run"))
@@ -74,6 +96,7 @@ impl Daemon {
         Ok(Self {
             dir: dir.to_path_buf(),
             program,
+            prefix,
             arguments,
             lifetime,
             process,
@@ -113,6 +136,21 @@ impl Daemon {
             bail!("tandem {} failed ({status}): {error}", arguments.join(" "));
         }
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// A GET from the API; the path starts behind `/api/v1/`.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        let mut stream = UnixStream::connect(self.run_dir().join("api.sock"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET /api/v1/{path} HTTP/1.1\r\nHost: tandem\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "GET {path}: {answer}");
+        serde_json::from_str(body).with_context(|| answer.clone())
     }
 
     /// A port as the API shows it.
@@ -231,6 +269,7 @@ impl Daemon {
         *self = Self::launch(
             &self.dir.clone(),
             self.program.clone(),
+            self.prefix.clone(),
             self.arguments.clone(),
             self.lifetime,
         )?;

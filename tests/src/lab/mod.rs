@@ -10,6 +10,8 @@ pub mod container;
 pub mod daemon;
 pub mod guest;
 pub mod image;
+pub mod namespace;
+pub mod ovs;
 pub mod payload;
 pub mod process;
 pub mod qmp;
@@ -19,6 +21,8 @@ pub mod testpmd;
 pub use daemon::Daemon;
 pub use guest::{Guest, GuestConfig, Nic, boot_all, boot_two};
 pub use image::{Qemu, qemus};
+pub use namespace::Namespace;
+pub use ovs::Ovs;
 pub use testpmd::{Testpmd, TestpmdConfig};
 
 use anyhow::{Context, Result, bail};
