@@ -4,13 +4,14 @@
 //! and sent by the device's own thread when there is room. The memory is shared by all ports: one may
 //! take as much as it leaves free (dynamic thresholds, Choudhury and Hahne 1998), so that a single one
 //! has half of it and there is always room for another. The ports take turns by bytes (deficit round
-//! robin, Shreedhar and Varghese 1995).
+//! robin, Shreedhar and Varghese 1995), in each of two traffic classes: frames of priority 4 and above
+//! (IEEE 802.1Q, table 8-5: with two classes) come first, and of eight frames one is of the others.
 //!
 //! ```text
-//!  ports   [3] head ─► chunk ─► chunk ─► chunk ◄─ tail        a frame starts a chunk of its own:
-//!          [8] head ─► chunk ◄─ tail                          length 4 · vnet header 12 · frame
+//!  queues  [3, low]   head ─► chunk ─► chunk ─► chunk ◄─ tail    a frame starts a chunk of its own:
+//!          [8, high]  head ─► chunk ◄─ tail                      length 4 · vnet header 12 · frame
 //!  free    ──► chunk ─► chunk ─► …
-//!  turns   3, 8
+//!  turns   low: 3     high: 8
 //! ```
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tandem_virtio_net::spec::NET_HDR_LEN;
+use tandem_virtio_net::wire::vlan::Tci;
 use tandem_virtio_net::{BURST, Batch, DropReason};
 
 use crate::switch::MAX_PORTS;
@@ -30,6 +32,12 @@ const CHUNKS: usize = 8192;
 const LENGTH: usize = 4;
 /// Bytes that a port may send in a turn.
 const QUANTUM: u32 = 16 * 1024;
+/// Traffic classes: low and high.
+const CLASSES: usize = 2;
+/// Of so many frames one is of the low class, if any is.
+const LOW_SHARE: u32 = 8;
+/// The least priority of the high class.
+const HIGH_PRIORITY: u8 = 4;
 /// No chunk.
 const NONE: u16 = u16::MAX;
 const _: () = assert!(CHUNKS < NONE as usize && LENGTH + NET_HDR_LEN < CHUNK);
@@ -46,12 +54,15 @@ struct Queues {
     next: Vec<u16>,
     free: u16,
     free_chunks: u16,
-    ports: Vec<Queue>,
-    /// The ports with frames, in the order of their turns.
-    turns: VecDeque<u16>,
+    /// Of each port, by class.
+    ports: Vec<[Queue; CLASSES]>,
+    /// The ports with frames of each class, in the order of their turns.
+    turns: [VecDeque<u16>; CLASSES],
+    /// Frames taken, to tell whose turn it is.
+    taken: u32,
 }
 
-/// The frames of one port. All zero: none, and it has never had any.
+/// The frames of one port and class. All zero: none, and it has never had any.
 #[derive(Clone, Copy, Default)]
 struct Queue {
     /// Meaningless without chunks.
@@ -69,8 +80,12 @@ impl Backlog {
             next: (1..=CHUNKS as u16).collect(),
             free: 0,
             free_chunks: CHUNKS as u16,
-            ports: vec![Queue::default(); MAX_PORTS],
-            turns: VecDeque::with_capacity(MAX_PORTS),
+            ports: vec![[Queue::default(); CLASSES]; MAX_PORTS],
+            turns: [const { VecDeque::new() }; CLASSES].map(|mut turns: VecDeque<u16>| {
+                turns.reserve(MAX_PORTS);
+                turns
+            }),
+            taken: 0,
         };
         Self {
             waiting: AtomicBool::new(false),
@@ -99,7 +114,8 @@ impl Backlog {
                 dropped += 1;
             }
         }
-        let first = !queues.turns.is_empty() && !self.waiting.swap(true, Ordering::AcqRel);
+        let waits = queues.turns.iter().any(|turns| !turns.is_empty());
+        let first = waits && !self.waiting.swap(true, Ordering::AcqRel);
         (dropped, first)
     }
 
@@ -118,10 +134,17 @@ impl Queues {
     fn push(&mut self, batch: &Batch, i: usize, port: u16) -> bool {
         let len = NET_HDR_LEN + batch.frame_len(i);
         let chunks = (LENGTH + len).div_ceil(CHUNK) as u16;
-        let Some(mut queue) = self.ports.get(usize::from(port)).copied() else {
+        let class = usize::from(
+            batch
+                .tag(i)
+                .is_some_and(|tci| Tci(tci).pcp() >= HIGH_PRIORITY),
+        );
+        let Some(queues) = self.ports.get(usize::from(port)) else {
             return false;
         };
-        if queue.chunks + chunks > self.free_chunks - chunks.min(self.free_chunks) {
+        let mut queue = queues[class];
+        let has: u16 = queues.iter().map(|queue| queue.chunks).sum();
+        if has + chunks > self.free_chunks - chunks.min(self.free_chunks) {
             return false;
         }
         let mut at = 0;
@@ -146,20 +169,23 @@ impl Queues {
         }
         if queue.chunks == 0 {
             queue.deficit = QUANTUM;
-            self.turns.push_back(port);
+            self.turns[class].push_back(port);
         }
         queue.chunks += chunks;
         self.free_chunks -= chunks;
-        self.ports[usize::from(port)] = queue;
+        self.ports[usize::from(port)][class] = queue;
         true
     }
 
     /// Moves one frame; false if there is none, or no room for it.
     fn pull(&mut self, batch: &mut Batch) -> bool {
-        let Some(port) = self.turns.front().copied() else {
+        let low_first = self.taken % LOW_SHARE == LOW_SHARE - 1;
+        let order = if low_first { [0, 1] } else { [1, 0] };
+        let front = |class: usize| self.turns[class].front().map(|port| (class, *port));
+        let Some((class, port)) = order.into_iter().find_map(front) else {
             return false;
         };
-        let mut queue = self.ports[usize::from(port)];
+        let mut queue = self.ports[usize::from(port)][class];
         let start = usize::from(queue.head) * CHUNK;
         let length = self.bytes[start..start + LENGTH]
             .try_into()
@@ -168,8 +194,8 @@ impl Queues {
         if queue.deficit < len {
             // The next has its turn; this one is a quantum nearer to its own.
             queue.deficit += QUANTUM;
-            self.ports[usize::from(port)] = queue;
-            self.turns.rotate_left(1);
+            self.ports[usize::from(port)][class] = queue;
+            self.turns[class].rotate_left(1);
             return true;
         }
         let Some(room) = batch.own_room().filter(|room| room.len() >= len as usize) else {
@@ -193,9 +219,10 @@ impl Queues {
         queue.deficit -= len;
         self.free_chunks += chunks;
         if queue.chunks == 0 {
-            self.turns.pop_front();
+            self.turns[class].pop_front();
         }
-        self.ports[usize::from(port)] = queue;
+        self.ports[usize::from(port)][class] = queue;
+        self.taken = self.taken.wrapping_add(1);
         true
     }
 }
@@ -302,6 +329,27 @@ mod tests {
                 .map(|(_, f)| u32::from_be_bytes(f[14..18].try_into().unwrap()))
                 .collect();
             assert!(numbers.is_sorted());
+        }
+    }
+
+    #[test]
+    fn what_has_priority_goes_first_and_leaves_a_share_to_the_rest() {
+        let backlog = Backlog::new();
+        let send = |priority: u8, number: u32| {
+            let mut batch = batch_of(&[frame(1, number, 100)]);
+            batch.set_tag(0, Some(Tci::new(priority, false, 7).0));
+            assert_eq!(backlog.push(&mut batch, &[0], 1).0, 0);
+        };
+        (0..700).for_each(|n| send(3, n));
+        (0..700).for_each(|n| send(4, n));
+        let out = drain(&backlog);
+        let high = |f: &[u8]| f[14] >> 5 == 4;
+        let first = out[..800].iter().filter(|(_, f)| high(f)).count();
+        assert_eq!((out.len(), first), (1400, 700));
+        for class in [true, false] {
+            let numbers = out.iter().filter(|(_, f)| high(f) == class);
+            let numbers = numbers.map(|(_, f)| u32::from_be_bytes(f[18..22].try_into().unwrap()));
+            assert!(numbers.collect::<Vec<_>>().is_sorted());
         }
     }
 
