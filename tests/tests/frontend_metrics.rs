@@ -27,6 +27,8 @@ fn metrics() -> Result<String> {
     a.send_plain(&numbered(mac(1), mac(2), 3));
     a.flush();
     rig.settled()?;
+    // A device that no host has, so that there is a member.
+    (rig.daemon).cli(&["switch", "set", "default", "--uplink", "no-such-wire"])?;
     let mut stream = UnixStream::connect(rig.daemon.run_dir().join("api.sock"))?;
     let request = "GET /metrics HTTP/1.1\r\nHost: tandem\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes())?;
@@ -50,6 +52,16 @@ fn labels_by_metric(text: &str) -> BTreeMap<&str, BTreeSet<&str>> {
         all.entry(name).or_default().extend(label_names(rest));
     }
     all
+}
+
+/// The metrics of the table in docs/metrics.md, and their labels.
+fn documented_labels(text: &str) -> impl Iterator<Item = (&str, BTreeSet<&str>)> {
+    text.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+        let metric = cells.next()?.trim_end_matches('`');
+        let labels = cells.next()?.split(',').map(str::trim);
+        Some((metric, labels.filter(|label| !label.is_empty()).collect()))
+    })
 }
 
 /// The names before `=`, `!=`, `=~` and `!~` in the braces that `text` starts with, if it does.
@@ -149,7 +161,16 @@ fn dashboard() -> Result<Value> {
 #[test]
 fn the_dashboard_asks_for_what_there_is() -> Result<()> {
     let (text, dashboard) = (metrics()?, dashboard()?);
-    let known = labels_by_metric(&text);
+    let mut known = labels_by_metric(&text);
+    let documented = std::fs::read_to_string(source_root().join("docs/metrics.md"))?;
+    for (metric, labels) in documented_labels(&documented) {
+        // Of an uplink that has a wire, which it takes root to make.
+        if metric.starts_with("tandem_uplink_") || metric.starts_with("tandem_member_") {
+            let has = known.entry(metric).or_default();
+            ensure!(has.is_subset(&labels), "{metric} has other labels than {labels:?}: {has:?}");
+            has.extend(labels);
+        }
+    }
     let mut queries = vec![];
     for name in ["expr", "query", "definition"] {
         strings(&dashboard, name, &mut queries);
