@@ -167,7 +167,10 @@ fn the_dashboard_asks_for_what_there_is() -> Result<()> {
         // Of an uplink that has a wire, which it takes root to make.
         if metric.starts_with("tandem_uplink_") || metric.starts_with("tandem_member_") {
             let has = known.entry(metric).or_default();
-            ensure!(has.is_subset(&labels), "{metric} has other labels than {labels:?}: {has:?}");
+            ensure!(
+                has.is_subset(&labels),
+                "{metric} has other labels than {labels:?}: {has:?}"
+            );
             has.extend(labels);
         }
     }

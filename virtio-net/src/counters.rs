@@ -58,6 +58,10 @@ drop_reasons! {
     /// from_vm of an uplink: it came in by a member that takes no such frames now; the same frame comes
     /// in by another.
     InactiveMember = "inactive_member";
+    /// from_vm of an uplink: it is for the host's own address of the device.
+    ForHost = "for_host";
+    /// from_vm of an uplink: the kernel had no room for it, for we were too slow.
+    Missed = "missed";
     /// to_vm: no VMM is connected or the VM's driver is not running.
     NotReady = "not_ready";
     /// to_vm: the VM has posted no buffer for it.

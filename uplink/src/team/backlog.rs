@@ -119,8 +119,8 @@ impl Backlog {
         (dropped, first)
     }
 
-    /// Moves frames into `batch`, which is empty and has own bytes, port by port; none: nothing waits
-    /// any more, and those that come need not.
+    /// Moves frames of one port into `batch`, which is empty and has own bytes, and names it as their
+    /// source; none: nothing waits any more, and those that come need not.
     pub(super) fn pull(&self, batch: &mut Batch) {
         let mut queues = self.lock();
         while batch.len() < BURST && queues.pull(batch) {}
@@ -198,6 +198,10 @@ impl Queues {
             self.turns[class].rotate_left(1);
             return true;
         }
+        if !batch.is_empty() && batch.source() != port {
+            return false;
+        }
+        batch.set_source(port);
         let Some(room) = batch.own_room().filter(|room| room.len() >= len as usize) else {
             return false;
         };

@@ -41,6 +41,7 @@ pub struct Condition {
 /// The members of a team, and what is known of them.
 pub struct Machine {
     settings: Settings,
+    team: u64,
     seats: BTreeMap<u32, Seat>,
     /// Made with the first member, whose address is the system's from then on.
     group: Option<Group>,
@@ -59,6 +60,7 @@ impl Machine {
     pub fn new(settings: Settings, team: u64) -> Self {
         let probe = settings.probe;
         Self {
+            team,
             prober: probe.map(|(probe, interval)| Prober::new(probe, interval, MISSES, team)),
             settings,
             seats: BTreeMap::new(),
@@ -69,6 +71,35 @@ impl Machine {
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Takes other settings. Members stay what they are, unless the mode is another one.
+    pub fn configure(&mut self, settings: Settings, now: Now) {
+        let probe = settings.probe;
+        if settings.mode != self.settings.mode {
+            let seats = std::mem::take(&mut self.seats);
+            *self = Self::new(settings, self.team);
+            for (id, Seat { mac, up, .. }) in seats {
+                self.add(id, mac);
+                self.set_link(id, up, now);
+            }
+            return;
+        }
+        if let Some(group) = &mut self.group {
+            group.set_timer(settings.timer);
+        }
+        if probe != self.settings.probe {
+            let new = |(probe, interval)| Prober::new(probe, interval, MISSES, self.team);
+            let mut prober = probe.map(new);
+            for (id, seat) in &self.seats {
+                if let Some(prober) = &mut prober {
+                    prober.add(*id, seat.mac);
+                    prober.set_link(*id, seat.up, now);
+                }
+            }
+            self.prober = prober;
+        }
+        self.settings = settings;
     }
 
     /// Adds a member with the device address `mac`, whose link is down.
@@ -127,11 +158,14 @@ impl Machine {
         let Some(seat) = self.seats.get(&id) else {
             return;
         };
-        if self
-            .prober
-            .as_mut()
-            .is_some_and(|prober| prober.receive(id, frame, now))
-        {
+        // The other end may have sent by any link what answers one of us.
+        let whose = self
+            .seats
+            .iter()
+            .find(|(_, seat)| frame.starts_with(&seat.mac.0));
+        let whose = whose.map_or(id, |(id, _)| *id);
+        let prober = self.prober.as_mut();
+        if prober.is_some_and(|prober| prober.receive(whose, frame, now)) {
             return;
         }
         if let (Some(port), Some(group)) = (seat.port, &mut self.group)
@@ -169,13 +203,15 @@ impl Machine {
             return;
         };
         let seats = &self.seats;
+        let mut full = Vec::new();
         group.run(now, |port, pdu| {
             let seat = seats.iter().find(|(_, seat)| seat.port == Some(port));
-            if let Some((id, seat)) = seat {
-                // If not, another one follows before the partner's time-out.
-                send(*id, &pdu.frame(seat.mac));
+            let sent = seat.is_some_and(|(id, seat)| send(*id, &pdu.frame(seat.mac)));
+            if !sent {
+                full.push(port);
             }
         });
+        full.into_iter().for_each(|port| group.not_sent(port, now));
     }
 
     /// When [`Machine::run`] has something to do without being asked.

@@ -35,7 +35,7 @@ use self::table::Table;
 use crate::switch::PortId;
 use crate::{Mac, Now, Outlet};
 
-pub use self::member::{COLLECTS, GROUPS, HEARTBEAT_GROUP, Member, PROBES, Rest};
+pub use self::member::{COLLECTS, GROUPS, HEARTBEAT_GROUP, Member, PROBES, Rest, SHARED, WORKS};
 
 /// What the network at the other end knows of the team.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +100,8 @@ pub struct Plan {
     pub pins: Vec<(PortId, u32)>,
     /// Answers to probes are looked for.
     pub probes: bool,
+    /// Addresses of members' devices that ports have, too.
+    pub shared: Vec<Mac>,
 }
 
 /// Several NICs as one uplink.
@@ -146,16 +148,21 @@ impl Team {
         let was = old.primary.map(|at| old.members[at].id);
         let new = Arc::new(table_of(plan, was));
         let primary = new.primary.map(|at| new.members[at].id);
+        let open = plan.places.iter().filter_map(|p| p.member.as_ref());
+        let macs = Arc::new(open.map(|member| member.mac).collect::<Vec<_>>());
         for place in &plan.places {
             let Some(member) = &place.member else {
                 continue;
             };
             let groups = plan.mode != Mode::SwitchIndependent || primary == Some(member.id);
             let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+            member.set_macs(&macs);
             member.set_takes(
                 flag(place.collects, COLLECTS)
                     | flag(place.collects && groups, GROUPS)
-                    | flag(plan.probes, PROBES),
+                    | flag(plan.probes, PROBES)
+                    | flag(place.works, WORKS)
+                    | flag(plan.shared.contains(&member.mac), SHARED),
             );
         }
         self.table.store(new);

@@ -14,7 +14,7 @@ use super::flowlets::Flowlets;
 use super::member::Member;
 
 /// Where IPv6 says what follows (RFC 8200, 3).
-const NEXT_HEADER: usize = 6;
+pub(super) const NEXT_HEADER: usize = 6;
 
 /// The members that work, and who has which frames.
 pub(super) struct Table {

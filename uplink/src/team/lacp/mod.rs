@@ -123,6 +123,22 @@ impl Group {
             .for_each(|port| port.set_key(key));
     }
 
+    /// The ends of a link hear of each other as often as this from now on.
+    pub fn set_timer(&mut self, timer: Timer) {
+        self.timer = timer;
+        self.ports
+            .iter_mut()
+            .flatten()
+            .for_each(|port| port.set_timer(timer));
+    }
+
+    /// What [`Group::run`] gave to send on a port was not sent: the device has no room.
+    pub fn not_sent(&mut self, number: u16, now: Now) {
+        if let Some(Some(port)) = self.slot(number) {
+            port.not_sent(now);
+        }
+    }
+
     /// The link of a port is up, or down.
     pub fn set_link(&mut self, number: u16, up: bool, now: Now) {
         if let Some(Some(port)) = self.slot(number) {

@@ -24,6 +24,8 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same with the long one.
 const SLOW_PERIODIC: Duration = Duration::from_secs(30);
 const LONG_TIMEOUT: Duration = Duration::from_secs(90);
+/// After so long, what found no room is sent again.
+const AGAIN: Duration = Duration::from_millis(20);
 /// How long a port waits for others to be attached with it.
 const AGGREGATE_WAIT: Duration = Duration::from_secs(2);
 /// PDUs in one fast period at most (6.4.16).
@@ -85,6 +87,8 @@ pub struct Port {
     /// Until when it waits for others.
     wait_until: Now,
     need_to_transmit: bool,
+    /// Not before this: the device had no room.
+    not_before: Now,
     /// PDUs since `transmits_from`.
     transmits: u8,
     transmits_from: Now,
@@ -106,6 +110,7 @@ impl Port {
             periodic_at: Now(0),
             wait_until: Now(0),
             need_to_transmit: false,
+            not_before: Now(0),
             transmits: 0,
             transmits_from: Now(0),
         }
@@ -138,7 +143,8 @@ impl Port {
 
     /// Whether it has yet to hear from the partner.
     pub(super) fn is_undecided(&self) -> bool {
-        self.receive == Receive::Expired && self.partner == PortInfo::default()
+        // But for what is assumed of its state.
+        self.receive == Receive::Expired && self.partner.is_same_port(&PortInfo::default())
     }
 
     pub(super) fn set_key(&mut self, key: u16) {
@@ -147,6 +153,18 @@ impl Port {
             self.need_to_transmit = true;
             self.unselect();
         }
+    }
+
+    pub(super) fn set_timer(&mut self, timer: Timer) {
+        self.timer = timer;
+        self.set_state(State::SHORT_TIMEOUT, timer == Timer::Fast);
+    }
+
+    /// The last PDU was not sent.
+    pub(super) fn not_sent(&mut self, now: Now) {
+        self.need_to_transmit = true;
+        self.transmits = self.transmits.saturating_sub(1);
+        self.not_before = now + AGAIN;
     }
 
     pub(super) fn set_link(&mut self, up: bool, now: Now) {
@@ -284,7 +302,7 @@ impl Port {
 
     /// The PDU to send now, if there is one.
     pub(super) fn transmit(&mut self, now: Now) -> Option<Lacpdu> {
-        if self.receive == Receive::Disabled {
+        if self.receive == Receive::Disabled || now < self.not_before {
             return None;
         }
         if now >= self.transmits_from + FAST_PERIODIC {
@@ -312,12 +330,13 @@ impl Port {
         if self.receive == Receive::Disabled {
             return None;
         }
-        let mut next = match (self.need_to_transmit, self.transmits == MAX_TRANSMITS) {
+        let next = match (self.need_to_transmit, self.transmits == MAX_TRANSMITS) {
             (false, false) => self.periodic_at,
             (true, false) => self.transmits_from,
             (false, true) => self.periodic_at.max(self.transmits_from + FAST_PERIODIC),
             (true, true) => self.transmits_from + FAST_PERIODIC,
         };
+        let mut next = next.max(self.not_before);
         if self.receive != Receive::Defaulted {
             next = next.min(self.current_until);
         }
