@@ -17,7 +17,8 @@ use rustix::fd::OwnedFd;
 use tandem_uplink::nic::Nic;
 use tandem_uplink::team::{Member, Rest};
 use tandem_uplink::{Forwarder, Now};
-use tandem_virtio_net::{Batch, Call, Scratch};
+use tandem_virtio_net::wire::ethernet::MacAddr;
+use tandem_virtio_net::{Batch, Call, DropReason, Scratch};
 
 use crate::port::lock;
 
@@ -26,6 +27,9 @@ const QUIET: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// After a read that failed.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a thread does.
 pub(crate) struct Work {
@@ -119,45 +123,50 @@ impl Drop for NicThread {
     }
 }
 
-/// Frames for teams themselves, on their way from the devices' threads to control.
+/// A member's frames for its team, on their way from the device's thread to control.
 pub(crate) struct ControlFrames {
-    frames: Mutex<VecDeque<ControlFrame>>,
+    /// LACP and LLDP, and the rest, of which a station may send many.
+    frames: Mutex<[VecDeque<Vec<u8>>; 2]>,
     bell: Arc<Bell>,
 }
 
-/// One of them.
-pub(crate) struct ControlFrame {
-    /// The member it came in by, by the number that is its own in all teams.
-    pub(crate) member: u32,
-    pub(crate) bytes: Vec<u8>,
-}
-
 impl ControlFrames {
-    /// Frames that are kept, and the longest: a flood of them costs who sends it, and no memory.
-    const MOST: usize = 256;
+    /// Frames of each kind that are kept, and the longest: a flood of them costs who sends it, and no
+    /// memory.
+    const MOST: usize = 64;
     const LONGEST: usize = 1600;
 
     /// `bell` is rung when there are some.
     pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
-        let frames = Mutex::new(VecDeque::with_capacity(Self::MOST));
+        let frames = Mutex::default();
         Arc::new(Self { frames, bell })
     }
 
-    fn put(&self, member: u32, batch: &Batch, i: usize) {
+    fn put(&self, batch: &Batch, i: usize) {
+        let head = batch.head(i).first_chunk().map(|mac| MacAddr(*mac));
+        let slow = head.is_some_and(MacAddr::is_link_local);
         let mut frames = lock(&self.frames);
-        if frames.len() == Self::MOST || batch.frame_len(i) > Self::LONGEST {
+        let first = frames.iter().all(VecDeque::is_empty);
+        let queue = &mut frames[usize::from(!slow)];
+        if queue.len() == Self::MOST || batch.frame_len(i) > Self::LONGEST {
             return;
         }
         let mut bytes = vec![0; batch.frame_len(i)];
         batch.linearize(i, &mut bytes);
-        frames.push_back(ControlFrame { member, bytes });
+        queue.push_back(bytes);
         drop(frames);
-        self.bell.call();
+        if first {
+            self.bell.call();
+        }
     }
 
     /// All there are.
-    pub(crate) fn take(&self) -> Vec<ControlFrame> {
-        lock(&self.frames).drain(..).collect()
+    pub(crate) fn take(&self) -> Vec<Vec<u8>> {
+        let mut frames = lock(&self.frames);
+        frames
+            .iter_mut()
+            .flat_map(|queue| queue.drain(..))
+            .collect()
     }
 }
 
@@ -172,6 +181,7 @@ fn run(bell: &Bell, work: Work) {
     let mut scratch = Scratch::default();
     let mut rest = Rest::default();
     let fds = nic.fds();
+    let mut trouble = None;
     while !bell.stop.load(Ordering::Acquire) {
         let full = match &member {
             Some((member, _)) if member.is_waiting() => {
@@ -190,7 +200,7 @@ fn run(bell: &Bell, work: Work) {
             }
             Ok(_) => {
                 let ended = member.as_ref().map_or(0, |(member, control)| {
-                    member.sift(&mut batch, |batch, i| control.put(member.id, batch, i))
+                    member.sift(&mut batch, |batch, i| control.put(batch, i))
                 });
                 if let Some(forwarder) = &mut forwarder {
                     forwarder.forward_but(ended, &mut batch, &mut scratch, Now::monotonic());
@@ -198,14 +208,37 @@ fn run(bell: &Bell, work: Work) {
             }
             // The link is down; it may come up again, and control knows.
             Err(e) if e.raw_os_error() == Some(libc::ENETDOWN) => {}
-            Err(e) => {
+            Err(e) if is_gone(&e) => {
                 lose(bell, nic.name(), &e);
+                if let Some((_, control)) = &member {
+                    control.bell.call();
+                }
                 wait(bell, &[], false, None);
+            }
+            // Such as a frame of a kind that the kernel cannot describe.
+            Err(e) => {
+                if trouble.replace(e.kind()) != Some(e.kind()) {
+                    error!("device {}: {e}; it is tried again", nic.name());
+                }
+                nic.received().count_drop(DropReason::HostRefused, 1);
+                std::thread::sleep(PAUSE);
             }
         }
         batch.clear();
         scratch.call_all();
     }
+    if let Some((member, _)) = &member {
+        member.let_go(&mut rest);
+    }
+}
+
+/// The device is gone for good.
+fn is_gone(e: &io::Error) -> bool {
+    let errno = e.raw_os_error().unwrap_or(libc::EIO);
+    matches!(
+        errno,
+        libc::ENODEV | libc::ENXIO | libc::EBADF | libc::EBADFD | libc::EIO
+    )
 }
 
 fn lose(bell: &Bell, name: &str, e: &io::Error) {

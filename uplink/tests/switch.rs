@@ -103,10 +103,32 @@ fn a_frame_that_comes_back_from_the_wire_ends_there_and_moves_nothing() {
     // From a port it is somebody who uses another's address.
     vm.send(&[frame(mac(9), fixed, 3)], 0);
     assert_eq!(vm.dropped(DropReason::SpoofedMac), 1);
+    // One that took an address from the wire does not keep others from its owner.
+    wire.send(&[frame(Mac::BROADCAST, mac(20), 6)], 3 * SECOND);
+    vm.send(&[frame(mac(9), mac(20), 7)], 6 * SECOND);
+    assert_eq!(switch.learned_macs(vm.id), [mac(1), mac(20)]);
+    numbers(&host);
+    wire.send(&[frame(fixed, mac(20), 8)], 6 * SECOND);
+    assert_eq!(
+        (numbers(&host), wire.dropped(DropReason::OwnFrame)),
+        (vec![8], 2)
+    );
+    // Somebody with an address for good may be elsewhere while nobody is at home.
+    host.sink.ready.store(false, Ordering::Relaxed);
+    switch.renew(host.id);
+    numbers(&wire);
+    wire.send(&[frame(Mac::BROADCAST, fixed, 9)], 7 * SECOND);
+    vm.send(&[frame(fixed, mac(1), 10)], 7 * SECOND);
+    assert_eq!(numbers(&wire), [10]);
+    host.sink.ready.store(true, Ordering::Relaxed);
+    switch.renew(host.id);
+    vm.send(&[frame(fixed, mac(1), 11)], 7 * SECOND);
+    assert_eq!((numbers(&wire), numbers(&host)), (vec![], vec![11]));
+    numbers(&vm);
     // A station that has moved elsewhere is believed once it has been silent here.
-    wire.send(&[frame(Mac::BROADCAST, mac(1), 4)], 3 * SECOND);
+    wire.send(&[frame(Mac::BROADCAST, mac(1), 4)], 10 * SECOND);
     assert_eq!(switch.learned_macs(wire.id), [mac(1)]);
-    host.send(&[frame(mac(1), fixed, 5)], 3 * SECOND);
+    host.send(&[frame(mac(1), fixed, 5)], 10 * SECOND);
     assert_eq!(numbers(&wire).last(), Some(&5));
 }
 

@@ -92,9 +92,18 @@ impl Core {
             move |event| {
                 let Some(switch) = home.upgrade() else { return };
                 match event {
-                    Event::Gone => switch.forget_learned(id),
-                    Event::NewDriver => switch.forget_neighbours(id),
-                    Event::Back => desk.is_back(Back(home.clone(), id)),
+                    Event::Gone => {
+                        switch.forget_learned(id);
+                        switch.renew(id);
+                    }
+                    Event::NewDriver => {
+                        switch.forget_neighbours(id);
+                        switch.renew(id);
+                    }
+                    Event::Back => {
+                        switch.renew(id);
+                        desk.is_back(Back(home.clone(), id));
+                    }
                     Event::Changed => notifier.notify(),
                 }
             },

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use tandem_uplink::{PortId, Switch, Vid, VlanPolicy};
+use tandem_uplink::{PortId, PortPolicy, StormLimit, Switch, Vid, VlanPolicy};
 
 use super::EngineOptions;
 use crate::config::{SwitchConfig, TeamConfig, Uplink};
@@ -41,16 +41,22 @@ fn no_such_team(name: &str) -> Refused {
     Refused::new(RefusedKind::NotFound, reason, "see tandem team list")
 }
 
-/// The VLANs of an uplink.
-fn vlan(config: &SwitchConfig) -> Result<VlanPolicy, Refused> {
+/// The settings of an uplink's port.
+fn policy(config: &SwitchConfig) -> Result<PortPolicy, Refused> {
     let native = config.uplink_native_vlan.map(Vid::new).transpose();
     let native = native.map_err(|e| {
         let refused = Refused::new(RefusedKind::Invalid, e.to_string(), "use 1 to 4094");
         refused.about("uplink_native_vlan")
     })?;
-    Ok(VlanPolicy::Uplink {
-        vlans: config.uplink_vlans.clone(),
-        native,
+    Ok(PortPolicy {
+        mac: None,
+        vlan: VlanPolicy::Uplink {
+            vlans: config.uplink_vlans.clone(),
+            native,
+        },
+        storm: StormLimit::UNLIMITED,
+        // A quarter is left for the ports: the wire is not to keep them from being learned.
+        mac_limit: config.mac_limit - config.mac_limit / 4,
     })
 }
 
@@ -109,28 +115,51 @@ impl Uplinks {
 
     /// Gives a switch the uplink of these settings, in place of the one it had.
     pub(super) fn set(&self, switch: &Arc<Switch>, config: &SwitchConfig) -> Result<(), Refused> {
-        let vlan = vlan(config)?;
+        let policy = policy(config)?;
         let mut asked = lock(&self.asked);
         let new = config.uplink_among(|name| asked.teams.contains(name));
         let old = asked.uplinks.get(switch.name()).cloned();
         if new == old {
-            return new.map_or(Ok(()), |new| self.running.change_vlan(&key(&new), vlan));
+            return new.map_or(Ok(()), |new| self.running.change_policy(&key(&new), policy));
         }
         if let Some(old) = &old {
             self.let_go(old);
             asked.uplinks.remove(switch.name());
         }
         let Some(new) = new else { return Ok(()) };
-        if let Uplink::Device(member) = &new {
+        if let Err(refused) = self.take(&new, switch, policy.clone()) {
+            if let Some(old) = old
+                && self.take(&old, switch, policy).is_ok()
+            {
+                asked.uplinks.insert(switch.name().to_owned(), old);
+            }
+            return Err(refused);
+        }
+        asked.uplinks.insert(switch.name().to_owned(), new);
+        Ok(())
+    }
+
+    /// Makes `uplink` that of a switch. An error leaves nothing behind.
+    fn take(
+        &self,
+        uplink: &Uplink,
+        switch: &Arc<Switch>,
+        policy: PortPolicy,
+    ) -> Result<(), Refused> {
+        let key = key(uplink);
+        if let Uplink::Device(member) = uplink {
             let team = TeamConfig {
                 members: vec![member.clone()],
                 ..TeamConfig::default()
             };
-            self.running.set(&key(&new), &member.device, &team);
+            self.running.set(&key, &member.device, &team);
         }
-        self.running.attach(&key(&new), switch, vlan)?;
-        asked.uplinks.insert(switch.name().to_owned(), new);
-        Ok(())
+        let attached = self.running.attach(&key, switch, policy);
+        attached.inspect_err(|_| {
+            if matches!(uplink, Uplink::Device(_)) {
+                self.running.remove(&key);
+            }
+        })
     }
 
     /// Ends the uplink of a switch, if it has one.

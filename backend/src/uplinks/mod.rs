@@ -28,7 +28,7 @@ use std::time::Duration;
 use log::error;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tandem_uplink::nic::links::{Link, LinkEvent, Links};
-use tandem_uplink::{Now, PortId, Switch, VlanPolicy};
+use tandem_uplink::{Now, PortId, PortPolicy, Switch};
 use tandem_virtio_net::Call;
 
 use self::running::{Home, Running};
@@ -37,7 +37,7 @@ use crate::broker::Broker;
 use crate::config::TeamConfig;
 use crate::control::{Refused, RefusedKind};
 use crate::events::Events;
-use crate::nic_thread::{Bell, ControlFrames};
+use crate::nic_thread::Bell;
 use crate::port::lock;
 use crate::status::TeamStatus;
 
@@ -65,11 +65,14 @@ struct Host {
     broker: Arc<Broker>,
     events: Arc<Events>,
     cpus: Vec<usize>,
-    control: Arc<ControlFrames>,
+    /// Wakes the thread that looks after teams.
+    bell: Arc<Bell>,
 }
 
 #[derive(Default)]
 struct State {
+    /// Links have to be asked for anew.
+    is_stale: bool,
     /// The host's devices by name, in the network namespace of the daemon.
     links: BTreeMap<String, Link>,
     teams: BTreeMap<String, Running>,
@@ -88,7 +91,7 @@ impl Uplinks {
             broker,
             events,
             cpus,
-            control: ControlFrames::new(Arc::clone(&bell)),
+            bell: Arc::clone(&bell),
         };
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -114,7 +117,7 @@ impl Uplinks {
         let mut state = lock(&self.shared.state);
         let team = state.teams.entry(key.to_owned());
         let team = team.or_insert_with(|| Running::new(name, config));
-        team.configure(config);
+        team.configure(config, Now::monotonic());
         drop(state);
         self.shared.bell.call();
     }
@@ -132,7 +135,7 @@ impl Uplinks {
         &self,
         name: &str,
         switch: &Arc<Switch>,
-        vlan: VlanPolicy,
+        policy: PortPolicy,
     ) -> Result<(), Refused> {
         let mut state = lock(&self.shared.state);
         let Some(team) = state.teams.get_mut(name) else {
@@ -145,17 +148,17 @@ impl Uplinks {
             let refused = Refused::new(RefusedKind::Conflict, reason, "give each its own");
             return Err(refused.about("uplink"));
         }
-        team.home = Some(Home::make(switch, team.outlet(), vlan)?);
+        team.home = Some(Home::make(switch, team.outlet(), policy)?);
         drop(state);
         self.shared.bell.call();
         Ok(())
     }
 
-    /// Gives the uplink other VLANs.
-    pub(crate) fn change_vlan(&self, name: &str, vlan: VlanPolicy) -> Result<(), Refused> {
+    /// Gives the uplink's port other settings.
+    pub(crate) fn change_policy(&self, name: &str, policy: PortPolicy) -> Result<(), Refused> {
         let state = lock(&self.shared.state);
         let home = state.teams.get(name).and_then(|team| team.home.as_ref());
-        home.map_or(Ok(()), |home| home.set_vlan(vlan))
+        home.map_or(Ok(()), |home| home.set_policy(policy))
     }
 
     /// The team is nobody's uplink any more, and has given its devices back when this returns.
@@ -225,6 +228,11 @@ impl State {
 
     /// Takes what has happened to links.
     fn hear(&mut self, links: &mut Links) -> io::Result<()> {
+        if std::mem::take(&mut self.is_stale) {
+            self.is_stale = true;
+            self.read_links(links)?;
+            self.is_stale = false;
+        }
         while let Some(event) = links.next_event()? {
             match event {
                 LinkEvent::Changed(link) => {
@@ -235,7 +243,11 @@ impl State {
                 LinkEvent::Removed { index, .. } => {
                     self.links.retain(|_, old| old.index != index);
                 }
-                LinkEvent::Lost => self.read_links(links)?,
+                LinkEvent::Lost => {
+                    self.is_stale = true;
+                    self.read_links(links)?;
+                    self.is_stale = false;
+                }
             }
         }
         Ok(())
@@ -243,18 +255,24 @@ impl State {
 
     /// Lets all teams do what is to be done now; until when nothing more is, if nothing happens.
     fn run(&mut self, host: &Host, noticed: Now) -> Option<Now> {
-        let Self { links, teams, wire } = self;
-        for frame in host.control.take() {
-            let of = |team: &&mut Running| team.has_member(frame.member);
-            if let Some(team) = teams.values_mut().find(of) {
-                team.receive(frame.member, &frame.bytes, noticed, wire);
-            }
-        }
+        let Self {
+            links, teams, wire, ..
+        } = self;
+        // What has failed comes first: to open a device takes its time.
         for team in teams.values_mut() {
-            team.look_at_links(links, host, noticed);
+            team.receive_all(noticed, wire);
+            team.look_at_links(links, noticed);
             team.run(noticed, wire, host);
         }
-        teams.values().filter_map(Running::next).min()
+        for team in teams.values_mut() {
+            if team.follow(links, host, noticed) {
+                team.look_at_links(links, noticed);
+                team.run(noticed, wire, host);
+            }
+        }
+        let retry = self.is_stale.then(|| noticed + LOOK);
+        let teams = self.teams.values().filter_map(Running::next);
+        teams.chain(retry).min()
     }
 }
 

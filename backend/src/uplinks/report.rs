@@ -109,6 +109,7 @@ fn reason(team: &Running, seat: &Seat, link: Option<&Link>) -> Option<String> {
     let device = &seat.config.device;
     match (link, &seat.trouble, &seat.open) {
         (_, Some((words, _)), _) => Some(words.clone()),
+        (_, _, Some(open)) if open.lost().is_some() => open.lost(),
         (None, ..) => Some(format!("there is no device {device} on this host")),
         (Some(link), ..) if !link.up => {
             Some(format!("the link is set down: ip link set {device} up"))

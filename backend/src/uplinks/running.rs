@@ -13,9 +13,7 @@ use tandem_uplink::team::lacp::Timer;
 use tandem_uplink::team::machine::{Condition, Machine, Settings};
 use tandem_uplink::team::probe::Probe;
 use tandem_uplink::team::{Mode, Place, Plan, Team};
-use tandem_uplink::{
-    Forwarder, Now, Outlet, PortId, PortPolicy, PortSpec, StormLimit, Switch, VlanPolicy,
-};
+use tandem_uplink::{Forwarder, Mac, Now, Outlet, PortId, PortPolicy, PortSpec, Switch};
 use tandem_virtio_net::DropReason;
 
 use super::seat::{Seat, Wire};
@@ -28,13 +26,12 @@ use crate::status::Failover;
 
 /// The name of an uplink among the ports of its switch: no port that is configured can have it.
 const PORT_NAME: &str = "(uplink)";
-/// Addresses learned from the wire: as many as the switch has room for.
-const MAC_LIMIT: u32 = u32::MAX;
 /// Frames of our own in a second that may come back: where members are on different switches, which
 /// flood them, and elsewhere, where there is another path back for a moment after a change.
 const FLOODED: u64 = 10_000;
 const FEW: u64 = 100;
 /// Announcements are repeated once: one may have been lost with the member.
+const ANNOUNCEMENTS: u32 = 2;
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A team.
@@ -54,6 +51,9 @@ pub(super) struct Running {
     /// Something else than conditions has changed since the last plan was published.
     stale: bool,
     announce_at: Option<Now>,
+    announcements: u32,
+    /// Addresses of our devices that ports of the switch have, too.
+    shared: Vec<Mac>,
     look_at: Now,
     /// Frames of our own that had come back when last looked at, and whether they were too many then.
     own_frames: u64,
@@ -71,14 +71,14 @@ impl Home {
     pub(super) fn make(
         switch: &Arc<Switch>,
         team: Arc<Team>,
-        vlan: VlanPolicy,
+        policy: PortPolicy,
     ) -> Result<Self, Refused> {
         let received = Arc::clone(team.received());
         let spec = PortSpec {
             uplink: true,
-            vlan,
-            storm: StormLimit::UNLIMITED,
-            mac_limit: MAC_LIMIT,
+            vlan: policy.vlan,
+            storm: policy.storm,
+            mac_limit: policy.mac_limit,
             ..PortSpec::new(PORT_NAME, received, team)
         };
         let port = switch.add_port(spec).map_err(not_added)?;
@@ -88,13 +88,7 @@ impl Home {
         })
     }
 
-    pub(super) fn set_vlan(&self, vlan: VlanPolicy) -> Result<(), Refused> {
-        let policy = PortPolicy {
-            vlan,
-            storm: StormLimit::UNLIMITED,
-            mac_limit: MAC_LIMIT,
-            ..PortPolicy::default()
-        };
+    pub(super) fn set_policy(&self, policy: PortPolicy) -> Result<(), Refused> {
         self.switch
             .update_port(self.port, policy)
             .map_err(not_added)
@@ -150,6 +144,8 @@ impl Running {
             pins: Vec::new(),
             stale: true,
             announce_at: None,
+            announcements: 0,
+            shared: Vec::new(),
             look_at: Now(0),
             own_frames: 0,
             is_looping: false,
@@ -167,12 +163,8 @@ impl Running {
             .is_some_and(|home| home.switch.name() == switch)
     }
 
-    pub(super) fn has_member(&self, id: u32) -> bool {
-        self.seats.iter().any(|seat| seat.id == id)
-    }
-
     /// Takes other settings: members that stay are not disturbed, unless the mode is another one.
-    pub(super) fn configure(&mut self, config: &TeamConfig) {
+    pub(super) fn configure(&mut self, config: &TeamConfig, now: Now) {
         let mut old = std::mem::take(&mut self.seats);
         for member in &config.members {
             let known = old.iter().position(|seat| seat.config == *member);
@@ -187,15 +179,8 @@ impl Running {
         }
         // Nothing is sent by a device that is about to be given back.
         self.config = config.clone();
-        let settings = settings(config);
-        if *self.machine.settings() != settings {
-            self.machine = machine(settings);
-            for seat in &self.seats {
-                if let Some(open) = &seat.open {
-                    self.machine.add(seat.id, open.member.mac);
-                }
-            }
-        }
+        self.machine.configure(settings(config), now);
+        self.announce_soon(now);
         self.publish();
         drop(old);
     }
@@ -205,6 +190,7 @@ impl Running {
         if changed {
             self.pins = pins.to_vec();
             self.stale = true;
+            self.announce_soon(Now::monotonic());
         }
         changed
     }
@@ -223,8 +209,18 @@ impl Running {
         self.publish();
     }
 
-    /// Takes a frame for the team.
-    pub(super) fn receive(&mut self, id: u32, frame: &[u8], now: Now, wire: &mut Wire) {
+    /// Takes the frames for the team that have come in.
+    pub(super) fn receive_all(&mut self, now: Now, wire: &mut Wire) {
+        let open = self.seats.iter().filter_map(|seat| seat.open.as_ref());
+        let frames = open.map(|open| (open.member.id, open.control.take()));
+        for (id, frames) in frames.collect::<Vec<_>>() {
+            for frame in frames {
+                self.receive(id, &frame, now, wire);
+            }
+        }
+    }
+
+    fn receive(&mut self, id: u32, frame: &[u8], now: Now, wire: &mut Wire) {
         let seat = self.seats.iter_mut().find(|seat| seat.id == id);
         let hears = self.config.lldp != Lldp::Off;
         if seat.is_some_and(|seat| hears && seat.lldp.receive(frame, now)) {
@@ -236,9 +232,20 @@ impl Running {
         });
     }
 
-    /// Opens devices that are there, closes those that are not, and notes which links are up.
-    pub(super) fn look_at_links(&mut self, links: &BTreeMap<String, Link>, host: &Host, now: Now) {
-        let Some(home) = &self.home else { return };
+    /// Notes which links are up.
+    pub(super) fn look_at_links(&mut self, links: &BTreeMap<String, Link>, now: Now) {
+        for seat in &self.seats {
+            let open = seat.open.as_ref().filter(|open| open.lost().is_none());
+            let link = links.get(&seat.config.device).filter(|_| open.is_some());
+            let up = link.is_some_and(|link| link.up && link.carrier);
+            self.machine.set_link(seat.id, up, now);
+        }
+    }
+
+    /// Opens devices that are there, and closes those that are not. True if any was.
+    pub(super) fn follow(&mut self, links: &BTreeMap<String, Link>, host: &Host, now: Now) -> bool {
+        let Some(home) = &self.home else { return false };
+        let mut followed = false;
         for seat in &mut self.seats {
             let forwarder = || Some(Forwarder::new(Arc::clone(&home.switch), home.port));
             if seat.follow(links, host, forwarder, now) {
@@ -246,14 +253,11 @@ impl Running {
                 if let Some(open) = &seat.open {
                     self.machine.add(seat.id, open.member.mac);
                 }
-                self.stale = true;
+                followed = true;
             }
-            let link = links
-                .get(&seat.config.device)
-                .filter(|_| seat.open.is_some());
-            let up = link.is_some_and(|link| link.up && link.carrier);
-            self.machine.set_link(seat.id, up, now);
         }
+        self.stale |= followed;
+        followed
     }
 
     /// Runs the machines, and publishes what is not as it was.
@@ -277,8 +281,7 @@ impl Running {
             self.tell(&before, now, took, host);
         }
         if self.announce_at.is_some_and(|at| at <= now) {
-            self.announce_at = None;
-            self.announce();
+            self.announce(now);
         }
         if self.is_dynamic() && self.look_at <= now {
             self.look_at = now + LOOK;
@@ -309,6 +312,7 @@ impl Running {
     /// the last time.
     pub(super) fn look_for_loops(&mut self, host: &Host) {
         self.team.sweep();
+        self.look_for_shared_addresses();
         let own = self.team.received().dropped(DropReason::OwnFrame);
         let new = own - std::mem::replace(&mut self.own_frames, own);
         let independent = self.machine.settings().mode == Mode::SwitchIndependent;
@@ -325,6 +329,20 @@ impl Running {
             );
             let event = Event::of_team(EventKind::LoopDetected, &self.name);
             host.events.publish(event.saying(words));
+        }
+    }
+
+    /// A port may have been given the address of one of our devices.
+    fn look_for_shared_addresses(&mut self) {
+        let Some(home) = &self.home else { return };
+        let open = self.seats.iter().filter_map(|seat| seat.open.as_ref());
+        let macs = open.map(|open| open.member.mac);
+        let shared: Vec<Mac> = macs
+            .filter(|mac| home.switch.has_station(*mac, home.port))
+            .collect();
+        if shared != self.shared {
+            self.shared = shared;
+            self.publish();
         }
     }
 
@@ -369,6 +387,7 @@ impl Running {
                 .filter_map(|(port, device)| Some((*port, number(device)?)))
                 .collect(),
             probes: self.machine.is_probing(),
+            shared: self.shared.clone(),
         };
         self.team.publish(&plan);
     }
@@ -383,11 +402,8 @@ impl Running {
         if changed.is_empty() {
             return;
         }
-        let independent = self.machine.settings().mode == Mode::SwitchIndependent;
-        if independent && self.seats.len() > 1 && self.team.ready() {
-            self.announce();
-            self.announce_at = Some(now + AGAIN);
-        }
+        self.announce_soon(now);
+        self.announce(now);
         for at in changed {
             self.tell_of(at, took, host);
         }
@@ -433,9 +449,23 @@ impl Running {
         self.last_failover = Some(failover);
     }
 
-    fn announce(&self) {
-        if let Some(home) = &self.home {
-            home.switch.announce_stations(home.port);
+    /// Stations behind our ports may be reached by other members from now on: a network that knows
+    /// nothing of the team is told.
+    fn announce_soon(&mut self, now: Now) {
+        if self.machine.settings().mode == Mode::SwitchIndependent && self.home.is_some() {
+            self.announce_at = Some(now);
+            self.announcements = ANNOUNCEMENTS;
+        }
+    }
+
+    fn announce(&mut self, now: Now) {
+        if self.announce_at.take().is_none() {
+            return;
+        }
+        self.announcements -= 1;
+        self.announce_at = (self.announcements > 0).then_some(now + AGAIN);
+        if let Some(home) = self.home.as_ref().filter(|_| self.team.ready()) {
+            home.switch.announce_stations(home.port, now);
         }
     }
 }

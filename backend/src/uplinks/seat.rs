@@ -16,7 +16,7 @@ use tandem_virtio_net::{Batch, Scratch};
 use super::neighbour::Lldp;
 use super::{Host, RETRY};
 use crate::config::{Driver, Member as MemberConfig};
-use crate::nic_thread::{Bell, NicThread, Work};
+use crate::nic_thread::{Bell, ControlFrames, NicThread, Work};
 use crate::status::Failover;
 
 /// A member's place.
@@ -41,6 +41,8 @@ pub(super) struct Open {
     pub(super) member: Arc<Member>,
     /// Why this driver.
     pub(super) driver_reason: Option<String>,
+    /// What the device's thread has for the team.
+    pub(super) control: Arc<ControlFrames>,
     /// Ends before the device is given back: fields drop in order.
     thread: NicThread,
 }
@@ -79,6 +81,9 @@ impl Seat {
         let index = link.map(|link| link.index);
         let gone = |open: &Open| Some(open.index) != index || open.thread.lost().is_some();
         let closed = self.open.take_if(|open| gone(open)).is_some();
+        if link.is_none() && self.config.driver != Driver::Tap {
+            self.trouble = None;
+        }
         if closed {
             (self.trouble, self.lldp) = (None, Lldp::default());
         }
@@ -127,10 +132,11 @@ impl Seat {
         let bell = Bell::new().map_err(words)?;
         let member = Member::new(self.id, Arc::clone(&nic), link.mac, bell.clone());
         let member = Arc::new(member);
+        let control = ControlFrames::new(Arc::clone(&host.bell));
         let work = Work {
             nic,
             forwarder,
-            member: Some((Arc::clone(&member), Arc::clone(&host.control))),
+            member: Some((Arc::clone(&member), Arc::clone(&control))),
             cpus: host.cpus.clone(),
         };
         let thread = NicThread::start(&self.config.device, bell, work).map_err(words)?;
@@ -138,8 +144,16 @@ impl Seat {
             index: link.index,
             member,
             driver_reason,
+            control,
             thread,
         })
+    }
+}
+
+impl Open {
+    /// Why nothing comes in by it any more, if that is so.
+    pub(super) fn lost(&self) -> Option<String> {
+        self.thread.lost()
     }
 }
 

@@ -55,7 +55,7 @@ impl Switch {
     /// Says on the uplink `id` for each station behind the other ports where it is, with a frame that
     /// moves it in the tables of the switches there and means nothing to a station (RARP, RFC 903). For a
     /// team that is to be reached by another member from now on.
-    pub fn announce_stations(&self, id: PortId) {
+    pub fn announce_stations(&self, id: PortId, now: Now) {
         let snapshot = self.snapshot.load_full();
         let Some(uplink) = snapshot.get(id) else {
             return;
@@ -64,6 +64,10 @@ impl Switch {
         let mut said = 0;
         for port in snapshot.ports().filter(|port| port.id != id) {
             let mine = learned.iter().filter(|(_, o)| *o == port.account.owner);
+            // As if they had said it: where the network gives it back, they are known to be here.
+            for (key, _) in mine.clone() {
+                self.table.learn(*key, &port.account, now.seconds());
+            }
             let mut stations: Vec<(Mac, u16)> =
                 mine.map(|(key, _)| (key.mac(), key.vid())).collect();
             // Where it has said nothing yet it is nowhere else either, but for the VLAN that it would be in.

@@ -345,6 +345,29 @@ impl Switch {
         }
     }
 
+    /// What was behind a port is gone, or is back: all verdicts are found anew, and its fixed address is
+    /// nowhere else until it is heard there.
+    pub fn renew(&self, id: PortId) {
+        let mut control = self.lock();
+        let current = self.snapshot.load_full();
+        let Some(port) = current.get(id) else {
+            return;
+        };
+        if let Some(mac) = port.mac {
+            self.table.forget(mac);
+        }
+        let ports = current.clone_ports();
+        self.publish(&mut control, current, ports);
+    }
+
+    /// Whether an address is that of a port, for good or learned there, `but` one.
+    pub fn has_station(&self, mac: Mac, but: PortId) -> bool {
+        let snapshot = self.snapshot.load();
+        let fixed = snapshot.ports().any(|port| port.mac == Some(mac));
+        let entries = self.table.entries();
+        fixed || (entries.iter()).any(|(key, owner)| key.mac() == mac && owner.port != but.slot)
+    }
+
     /// The IP addresses that the stations behind a port say they have, those heard last first, at
     /// most [`MAX_NEIGHBOURS`].
     pub fn neighbours(&self, id: PortId) -> Vec<Neighbour> {

@@ -129,9 +129,22 @@ impl Pipeline<'_> {
     fn source(&self, vid: u16, src: Mac) -> Result<Option<Pin>, ()> {
         match self.snapshot.fixed(vid, src) {
             Some(port) if port.id == self.port.id => Ok(Some(Pin::NONE)),
+            // While nobody is there, its station may be elsewhere: it has moved to another host.
+            Some(port) if self.port.uplink && !port.outlet.ready() => {
+                Ok(self
+                    .table
+                    .learn(MacKey::new(vid, src), &self.port.account, self.now))
+            }
             Some(_) => Err(()),
             // Else a frame that the network gives back would draw to the wire what is for its sender.
-            None if self.port.uplink && self.is_own(vid, src) => Err(()),
+            None if self.port.uplink && self.is_own(vid, src) => {
+                // Unless it was taken from the wire: whoever did that shall not cut off others.
+                let key = MacKey::new(vid, src);
+                match self.table.was_taken_from(key, self.port.id.slot) {
+                    true => Ok(None),
+                    false => Err(()),
+                }
+            }
             None => Ok(self
                 .table
                 .learn(MacKey::new(vid, src), &self.port.account, self.now)),
@@ -162,9 +175,15 @@ impl Pipeline<'_> {
         if dst.is_multicast() {
             return None;
         }
-        if let Some(port) = self.snapshot.fixed(vid, dst) {
+        let fixed = self.snapshot.fixed(vid, dst);
+        if let Some(port) = fixed.filter(|port| port.outlet.ready()) {
             return Some((port, Pin::NONE));
         }
+        let fixed = fixed.map(|port| (port, Pin::NONE));
+        self.learned_owner(vid, dst).or(fixed)
+    }
+
+    fn learned_owner(&self, vid: u16, dst: Mac) -> Option<(&Port, Pin)> {
         let (owner, pin) = self.table.find(MacKey::new(vid, dst))?;
         // What was learned on a port that this snapshot does not have yet, or no longer, is not
         // to be believed.

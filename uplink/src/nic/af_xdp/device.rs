@@ -34,7 +34,7 @@ const MAX_MTU: u32 = CHUNKS[1] - HEADROOM - HEADERS;
 
 /// A device or queue is free only a moment after its owner has ended: so often, and so long
 /// apart, it is asked for.
-const BUSY_TRIES: u32 = 50;
+const BUSY_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 // `linux/if_link.h`.

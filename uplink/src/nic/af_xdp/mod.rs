@@ -16,7 +16,7 @@ mod transmit;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::epoll;
@@ -45,8 +45,7 @@ pub struct AfXdp {
     name: String,
     mode: Mode,
     sockets: Vec<Arc<OwnedFd>>,
-    /// One for each queue. A thread always sends on the same one, so that the frames of a flow stay
-    /// in order.
+    /// One for each queue.
     transmitters: Vec<Mutex<Transmitter>>,
     receiver: Mutex<Receiver>,
     watch: OwnedFd,
@@ -200,7 +199,10 @@ impl AfXdp {
     /// now, and [`AfXdp::as_fd`] becomes readable when it is time to try again. See
     /// [`Nic::send`](super::Nic::send).
     pub fn send(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) -> usize {
-        let Some(transmitter) = self.transmitters.get(thread_number() % self.queues()) else {
+        // By where the frames come from, whoever sends them: those of a flow stay in order, also when some
+        // of them had to wait.
+        let queue = usize::from(batch.source()) % self.queues();
+        let Some(transmitter) = self.transmitters.get(queue) else {
             return 0;
         };
         let mut transmitter = lock(transmitter);
@@ -224,12 +226,16 @@ impl AfXdp {
 
     /// Tries once more what the device had no room for.
     fn send_again(&self) {
-        set_timer(&self.retry, 0);
+        // Only when it is time: else whoever waits for that is never woken.
+        if rustix::io::read(&self.retry, &mut [0; 8]).is_err() {
+            return;
+        }
         self.to_retry.store(false, Ordering::Relaxed);
         let mut left = false;
         for transmitter in &self.transmitters {
             let mut transmitter = lock(transmitter);
-            left |= transmitter.flush();
+            transmitter.start();
+            left |= transmitter.flush() || transmitter.is_full();
             transmitter.take_sent().count(&self.to_wire);
         }
         if left {
@@ -286,15 +292,6 @@ fn set_timer(timer: &OwnedFd, microseconds: u32) {
 
 fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A number of this thread, counted up from 0.
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
-    }
-    NUMBER.with(|n| *n)
 }
 
 #[cfg(test)]

@@ -175,6 +175,11 @@ impl Transmitter {
         pushed
     }
 
+    /// Has the device all chunks?
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
     /// Takes back the chunks of frames that have been sent.
     fn reclaim(&mut self) {
         while let Some(address) = self.completion.pop() {

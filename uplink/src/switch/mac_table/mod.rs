@@ -177,6 +177,14 @@ impl MacTable {
         })
     }
 
+    /// Whether an address has come to the port it is on from the port in slot `port`.
+    #[cold]
+    pub(crate) fn was_taken_from(&self, key: MacKey, port: u16) -> bool {
+        let control = self.lock();
+        let moves = control.moves.get(&key);
+        moves.is_some_and(|moves| moves.ports[0] == port)
+    }
+
     #[cold]
     fn learn_new(
         &self,
