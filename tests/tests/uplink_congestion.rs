@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use tandem_tests::frontend::driver::Nic;
 use tandem_tests::frontend::frames::{mac, numbered, payload, raw};
 use tandem_tests::frontend::spec::NetHdr;
+use tandem_tests::lab::process::signal;
 use tandem_tests::lab::{Need, say, scenario};
 use tandem_tests::uplink::Rig;
 
@@ -79,6 +80,29 @@ fn a_slow_uplink_does_not_slow_the_neighbours() -> Result<()> {
             "the uplink was not too slow: {lost} frames lost"
         );
         ensure!(slow * 10 >= free * 9, "{slow} frames instead of {free}");
+        rig.daemon.stop()
+    })
+}
+
+/// Frames from the wire wait while the daemon is kept from the CPU.
+#[test]
+fn frames_wait_for_a_daemon_that_is_kept_from_the_cpu() -> Result<()> {
+    let name = "uplink_congestion::frames_wait_for_a_daemon_that_is_kept_from_the_cpu";
+    scenario(name, &[Need::Root], |lab| {
+        let mut rig = Rig::new(lab, 1, "", PORTS)?;
+        let mut a = rig.nic("a")?;
+        let wire = rig.cables.socket(0)?;
+        let pid = rig.daemon.process().pid();
+        signal(pid, "STOP")?;
+        let sent = (0..500).try_for_each(|seed| wire.send(&raw(W, A, &payload(seed, 1400))));
+        signal(pid, "CONT")?;
+        sent?;
+        for seed in 0..500 {
+            ensure!(
+                a.recv().1 == raw(W, A, &payload(seed, 1400)),
+                "frame {seed}"
+            );
+        }
         rig.daemon.stop()
     })
 }

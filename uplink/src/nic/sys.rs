@@ -15,6 +15,11 @@ pub(super) const NAME_SIZE: usize = libc::IFNAMSIZ;
 /// Most buffers of one frame: more are not collected for one.
 const MAX_BUFFERS: usize = 320;
 
+/// Bytes of frames that may wait in a packet socket, with the kernel's own of each (socket(7), `SO_RCVBUF`).
+/// By default there is room for some 90 full frames: a tenth of a millisecond at 10 Gbit/s, which a thread
+/// may well wait for a CPU.
+const PACKET_RECEIVE_BUFFER: c_int = 8 << 20;
+
 /// `TUNSETVNETHDRSZ` of `linux/if_tun.h`.
 const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
 /// `TUNSETOFFLOAD` of `linux/if_tun.h`.
@@ -171,6 +176,7 @@ pub(super) fn open_packet_socket(name: &str) -> io::Result<File> {
     ] {
         set_packet_option(&file, option, &1 as &c_int)?;
     }
+    set_receive_buffer(&file)?;
     let membership = libc::packet_mreq {
         mr_ifindex: index as c_int,
         mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -190,10 +196,21 @@ pub(super) fn open_packet_socket(name: &str) -> io::Result<File> {
 }
 
 fn set_packet_option<T>(file: &File, option: c_int, value: &T) -> io::Result<()> {
+    set_option(file, libc::SOL_PACKET, option, value)
+}
+
+/// Lets frames wait until they are read, also where the host limits others to less (`rmem_max`).
+fn set_receive_buffer(file: &File) -> io::Result<()> {
+    let bytes = PACKET_RECEIVE_BUFFER;
+    set_option(file, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
+        .or_else(|_| set_option(file, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes))
+}
+
+fn set_option<T>(file: &File, level: c_int, option: c_int, value: &T) -> io::Result<()> {
     let len = size_of::<T>() as u32;
     let value = (&raw const *value).cast();
     // SAFETY: `setsockopt` reads `len` bytes of a value that outlives the call.
-    checked(unsafe { libc::setsockopt(file.as_raw_fd(), libc::SOL_PACKET, option, value, len) })?;
+    checked(unsafe { libc::setsockopt(file.as_raw_fd(), level, option, value, len) })?;
     Ok(())
 }
 
