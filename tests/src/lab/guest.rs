@@ -4,7 +4,7 @@ use super::agent::{Agent, Output};
 use super::image::{self, Accelerator, Qemu};
 use super::process::{Lifetime, Process};
 use super::qmp::Qmp;
-use super::{PATIENCE, qemus, tail};
+use super::{Namespace, PATIENCE, qemus, tail};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::os::unix::net::UnixStream;
@@ -128,6 +128,8 @@ pub struct GuestConfig {
     arguments: Vec<String>,
     lifetime: Lifetime,
     boot_limit: Duration,
+    /// What starts QEMU, with its own arguments; itself if it is empty.
+    prefix: Vec<String>,
 }
 
 impl GuestConfig {
@@ -146,7 +148,14 @@ impl GuestConfig {
             arguments: vec![],
             lifetime: Lifetime::Owner,
             boot_limit: PATIENCE,
+            prefix: vec![],
         }
+    }
+
+    /// With its TAP devices in a network namespace, which must live longer.
+    pub fn inside(mut self, namespace: &Namespace) -> Self {
+        self.prefix = namespace.prefix();
+        self
     }
 
     /// A QEMU other than the system's.
@@ -227,7 +236,14 @@ impl GuestConfig {
             let _ = std::fs::remove_file(socket(dir, &self.name, kind));
         }
         let name = format!("qemu-{}", self.name);
-        let mut process = Process::start(dir, &name, &qemu.program, self.lifetime, |command| {
+        let first = self
+            .prefix
+            .first()
+            .map_or(qemu.program.as_path(), Path::new);
+        let mut process = Process::start(dir, &name, first, self.lifetime, |command| {
+            if !self.prefix.is_empty() {
+                command.args(&self.prefix[1..]).arg(&qemu.program);
+            }
             command.args(&arguments);
         })?;
         let agent = connect(&mut process, &socket(dir, &self.name, "agent"))?;

@@ -9,8 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace with a loopback device that is up. Only what IPv6 is told to do happens there:
-/// devices have no addresses of their own.
+/// A network namespace with a loopback device that is up. Its devices have no IPv6 addresses, and answer
+/// ARP for their own IPv4 addresses only.
 #[derive(Debug)]
 pub struct Namespace {
     file: File,
@@ -80,6 +80,9 @@ impl Namespace {
 
 fn make() -> Result<File> {
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+    // A device answers for its own addresses only: of a switch's host, the ports are in the same
+    // namespace, and would answer, too.
+    std::fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?;
     // Absent where the kernel has no IPv6.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     Ok(File::open("/proc/thread-self/ns/net")?)
