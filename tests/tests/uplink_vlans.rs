@@ -237,7 +237,7 @@ fn sent_once(rig: &Rig, mode: &str) -> Result<()> {
 fn far_switch_floods_to_both_members() -> Result<()> {
     let name = "uplink_vlans::far_switch_floods_to_both_members";
     let ovs = Need::Program("ovs-vswitchd", "openvswitch-switch");
-    scenario(name, &[Need::Root, ovs], |lab| floods(lab))
+    scenario(name, &[Need::Root, ovs], floods)
 }
 
 fn floods(lab: &Lab) -> Result<()> {
