@@ -14,9 +14,7 @@ use crate::status::{
 
 /// A team as the API has it.
 pub(super) fn team(team: &Running, links: &BTreeMap<String, Link>) -> TeamStatus {
-    let bytes: u64 = (team.seats.iter().filter_map(|seat| seat.open.as_ref()))
-        .map(|open| open.member.nic.sent().bytes())
-        .sum();
+    let bytes: u64 = team.seats.iter().map(|seat| seat.sent.bytes()).sum();
     let members = team
         .seats
         .iter()
@@ -40,10 +38,11 @@ pub(super) fn team(team: &Running, links: &BTreeMap<String, Link>) -> TeamStatus
     let mut from_wire = DirectionCounters::from(&**team.team.received());
     let mut to_wire = DirectionCounters::from(&**team.team.sent());
     let mut control_frames = 0;
-    for open in team.seats.iter().filter_map(|seat| seat.open.as_ref()) {
-        from_wire.add(open.member.nic.received());
-        to_wire.add(open.member.nic.sent());
-        control_frames += open.member.consumed();
+    for seat in &team.seats {
+        from_wire.add(&seat.received);
+        to_wire.add(&seat.sent);
+        let open = seat.open.as_ref();
+        control_frames += seat.consumed + open.map_or(0, |open| open.member.consumed());
     }
     TeamStatus {
         from_wire,
@@ -95,11 +94,11 @@ fn member(
         let nic = &open.member.nic;
         status.driver = nic.driver().to_owned();
         status.driver_reason.clone_from(&open.driver_reason);
-        status.from_wire = DirectionCounters::from(&**nic.received());
-        status.to_wire = DirectionCounters::from(&**nic.sent());
-        if all_bytes != 0 {
-            status.share_percent = 100.0 * nic.sent().bytes() as f64 / all_bytes as f64;
-        }
+    }
+    status.from_wire = DirectionCounters::from(&*seat.received);
+    status.to_wire = DirectionCounters::from(&*seat.sent);
+    if all_bytes != 0 {
+        status.share_percent = 100.0 * seat.sent.bytes() as f64 / all_bytes as f64;
     }
     status
 }

@@ -11,7 +11,7 @@ use tandem_uplink::nic::links::Link;
 use tandem_uplink::team::Member;
 use tandem_uplink::{Forwarder, Now, Tap};
 use tandem_virtio_net::spec::NetHdr;
-use tandem_virtio_net::{Batch, Scratch};
+use tandem_virtio_net::{Batch, Counters, Scratch};
 
 use super::neighbour::Lldp;
 use super::{Host, RETRY};
@@ -30,6 +30,11 @@ pub(super) struct Seat {
     /// Why the device could not be opened, and when to try again.
     pub(super) trouble: Option<(String, Now)>,
     pub(super) lldp: Lldp,
+    /// Frames by this device and those that were here before.
+    pub(super) received: Arc<Counters>,
+    pub(super) sent: Arc<Counters>,
+    /// Frames for the team itself, by devices that were here before.
+    pub(super) consumed: u64,
     pub(super) failovers: u64,
     pub(super) last_failover: Option<Failover>,
 }
@@ -57,6 +62,9 @@ impl Seat {
             made: None,
             trouble: None,
             lldp: Lldp::default(),
+            received: Arc::default(),
+            sent: Arc::default(),
+            consumed: 0,
             failovers: 0,
             last_failover: None,
         }
@@ -64,6 +72,7 @@ impl Seat {
 
     /// Gives the device back.
     pub(super) fn close(&mut self) {
+        self.consumed += self.open.as_ref().map_or(0, |open| open.member.consumed());
         (self.open, self.made, self.trouble) = (None, None, None);
         self.lldp = Lldp::default();
     }
@@ -80,7 +89,9 @@ impl Seat {
         let link = links.get(&self.config.device);
         let index = link.map(|link| link.index);
         let gone = |open: &Open| Some(open.index) != index || open.thread.lost().is_some();
-        let closed = self.open.take_if(|open| gone(open)).is_some();
+        let closed = self.open.take_if(|open| gone(open));
+        self.consumed += closed.as_ref().map_or(0, |open| open.member.consumed());
+        let closed = closed.is_some();
         if link.is_none() && self.config.driver != Driver::Tap {
             self.trouble = None;
         }
@@ -95,7 +106,7 @@ impl Seat {
         }
         let device = match self.made.take() {
             Some(device) => Ok(device),
-            None => device(&self.config, link, host),
+            None => self.device(link, host),
         };
         let opened = device.and_then(|device| match link {
             Some(link) => Ok(Some(self.start(device, link, host, forwarder())?)),
@@ -160,27 +171,32 @@ impl Open {
 /// A device by its driver, and why by that one if it was not named.
 type Device = (Arc<dyn Nic>, Option<String>);
 
-/// Opens the device.
-fn device(config: &MemberConfig, link: Option<&Link>, host: &Host) -> Result<Device, String> {
-    let name = &config.device;
-    match config.driver {
-        Driver::Tap => {
-            let mtu = link.map_or(1500, |link| link.mtu.min(65_521) as u16);
-            let device = host.broker.tap(name, mtu, None);
-            let device = device.map_err(|e| e.to_string())?;
-            Ok((Arc::new(Tap::new(name, device)), None))
-        }
-        Driver::AfXdp => {
-            let device = host.broker.xdp(name).map_err(|e| e.to_string())?;
-            let xdp = AfXdp::new(name, device).map_err(|e| e.to_string())?;
-            let reason = Some(xdp.mode().to_string());
-            Ok((Arc::new(xdp), reason))
-        }
-        Driver::Auto | Driver::AfPacket => {
-            let socket = host.broker.packet(name).map_err(|e| e.to_string())?;
-            let auto = config.driver == Driver::Auto;
-            let reason = auto.then(|| "segments of 64 KiB and checksums stay whole".to_owned());
-            Ok((Arc::new(AfPacket::new(name, socket)), reason))
+impl Seat {
+    /// Opens the device.
+    fn device(&self, link: Option<&Link>, host: &Host) -> Result<Device, String> {
+        let name = &self.config.device;
+        let (received, sent) = (Arc::clone(&self.received), Arc::clone(&self.sent));
+        match self.config.driver {
+            Driver::Tap => {
+                let mtu = link.map_or(1500, |link| link.mtu.min(65_521) as u16);
+                let device = host.broker.tap(name, mtu, None);
+                let device = device.map_err(|e| e.to_string())?;
+                let tap = Tap::new(name, device).counting(received, sent);
+                Ok((Arc::new(tap), None))
+            }
+            Driver::AfXdp => {
+                let device = host.broker.xdp(name).map_err(|e| e.to_string())?;
+                let xdp = AfXdp::new(name, device).map_err(|e| e.to_string())?;
+                let reason = Some(xdp.mode().to_string());
+                Ok((Arc::new(xdp.counting(received, sent)), reason))
+            }
+            Driver::Auto | Driver::AfPacket => {
+                let socket = host.broker.packet(name).map_err(|e| e.to_string())?;
+                let auto = self.config.driver == Driver::Auto;
+                let reason = auto.then(|| "segments of 64 KiB and checksums stay whole".to_owned());
+                let device = AfPacket::new(name, socket).counting(received, sent);
+                Ok((Arc::new(device), reason))
+            }
         }
     }
 }

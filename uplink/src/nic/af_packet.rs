@@ -116,6 +116,16 @@ impl AfPacket {
         Ok(Self::new(name, Self::open_socket(name)?))
     }
 
+    /// The same, which goes on counting where another has left off.
+    #[must_use]
+    pub fn counting(self, received: Arc<Counters>, sent: Arc<Counters>) -> Self {
+        Self {
+            from_wire: received,
+            to_wire: sent,
+            ..self
+        }
+    }
+
     /// The name of the device.
     pub fn name(&self) -> &str {
         &self.name

@@ -173,6 +173,16 @@ impl Tap {
         sys::is_up(&self.name).unwrap_or(false)
     }
 
+    /// The same, which goes on counting where another has left off.
+    #[must_use]
+    pub fn counting(self, received: Arc<Counters>, sent: Arc<Counters>) -> Self {
+        Self {
+            from_vm: received,
+            to_vm: sent,
+            ..self
+        }
+    }
+
     /// The name of the device.
     pub fn name(&self) -> &str {
         &self.name

@@ -127,6 +127,16 @@ impl AfXdp {
         })
     }
 
+    /// The same, which goes on counting where another has left off.
+    #[must_use]
+    pub fn counting(self, received: Arc<Counters>, sent: Arc<Counters>) -> Self {
+        Self {
+            from_wire: received,
+            to_wire: sent,
+            ..self
+        }
+    }
+
     /// The name of the device.
     pub fn name(&self) -> &str {
         &self.name
