@@ -98,11 +98,16 @@ impl Lab {
         self.dir.path()
     }
 
-    /// Prints the last lines of every log in the directory.
+    /// Prints the last lines of every log in the directory and those below.
     fn show_logs(&self) {
-        let mut logs: Vec<PathBuf> = std::fs::read_dir(self.path())
-            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-            .unwrap_or_default();
+        let mut logs = vec![self.path().to_path_buf()];
+        let mut at = 0;
+        while let Some(path) = logs.get(at) {
+            if let Ok(entries) = std::fs::read_dir(path) {
+                logs.extend(entries.flatten().map(|entry| entry.path()));
+            }
+            at += 1;
+        }
         logs.retain(|path| path.extension().is_some_and(|e| e == "log"));
         logs.sort();
         for log in logs {

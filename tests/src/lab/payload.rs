@@ -8,6 +8,10 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+mod open;
+
+pub use open::OpenStream;
+
 /// Where every guest answers, TCP and UDP.
 pub const PORT: u16 = 7000;
 /// A peer that is silent for this long is gone.
@@ -66,6 +70,9 @@ fn serve_stream(mut stream: TcpStream) -> io::Result<()> {
     stream.read_exact(&mut header)?;
     let length = u64::from_le_bytes(header[..8].try_into().unwrap_or_default());
     let seed = u64::from_le_bytes(header[8..].try_into().unwrap_or_default());
+    if length == open::LENGTH {
+        return open::serve(&stream, seed);
+    }
     // The client sends pattern `seed`, the server its complement.
     exchange(&stream, length, !seed, seed)
 }

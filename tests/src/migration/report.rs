@@ -1,0 +1,186 @@
+//! What a migration cost: one line, and which requests went where.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::prober::{Echo, Log, Probe};
+use super::relay::Message;
+use super::vm::Moved;
+use super::watch::{Kind, Sighting};
+use crate::frontend::wire::request;
+
+/// The line: lost requests, the longest time without an answer, and how long the VM stood still.
+pub fn summary(log: &Log, moved: &Moved) -> String {
+    let (gap, stop) = (log.longest_gap().length(), moved.stop_time());
+    format!(
+        "migration: {} lost, longest gap {} ms, VMM stopped {} ms \
+         (QEMU's downtime {} of {} ms; {} of {} requests answered twice, {} out of order)",
+        log.lost().count(),
+        gap.as_millis(),
+        stop.as_millis(),
+        moved.downtime.as_millis(),
+        moved.total.as_millis(),
+        log.duplicates(),
+        log.probes.len(),
+        log.reordered(),
+    )
+}
+
+/// Milliseconds from `zero` to `at`, with a sign.
+pub fn offset(at: Duration, zero: Duration) -> f64 {
+    (at.as_secs_f64() - zero.as_secs_f64()) * 1e3
+}
+
+/// How far a request came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Way {
+    /// The hosts whose cable it was seen on.
+    to: Vec<usize>,
+    /// The hosts whose cable the answer was seen on.
+    from: Vec<usize>,
+}
+
+impl Way {
+    fn text(&self) -> String {
+        match (&self.to[..], &self.from[..]) {
+            ([], []) => "seen nowhere".into(),
+            (to, []) => format!("went to {}, not answered", hosts(to)),
+            (to, from) => format!("went to {}, answered from {}", hosts(to), hosts(from)),
+        }
+    }
+}
+
+fn hosts(list: &[usize]) -> String {
+    let names = list.iter().map(|host| ["A", "B"][*host]);
+    names.collect::<Vec<_>>().join(" and ")
+}
+
+/// Requests that were lost, or late, in runs of the same fate; times are milliseconds from `zero`.
+pub fn fates(log: &Log, id: u16, seen: &[Sighting], zero: Duration) -> Vec<String> {
+    let ways = ways(id, seen);
+    let mut runs: Vec<(String, Vec<&Probe>)> = Vec::new();
+    for probe in &log.probes {
+        let took = probe.answered().map(|at| at.saturating_sub(probe.sent));
+        let fate = match took {
+            None => "lost",
+            Some(took) if took > Duration::from_millis(20) => "late",
+            Some(_) => continue,
+        };
+        let way = ways.get(&probe.number).cloned().unwrap_or_default();
+        let what = format!("{fate}: {}", way.text());
+        match runs.last_mut() {
+            Some((same, run)) if *same == what => run.push(probe),
+            _ => runs.push((what, vec![probe])),
+        }
+    }
+    runs.iter()
+        .map(|(what, run)| {
+            let (first, last) = (run[0].sent, run[run.len() - 1].sent);
+            let took = |probe: &&Probe| Some(probe.answered()?.saturating_sub(probe.sent));
+            let slowest = run.iter().filter_map(took).max().unwrap_or_default();
+            format!(
+                "{} {what}; sent {:.1} to {:.1} ms, answered in {} ms at most",
+                run.len(),
+                offset(first, zero),
+                offset(last, zero),
+                slowest.as_millis()
+            )
+        })
+        .collect()
+}
+
+fn ways(id: u16, seen: &[Sighting]) -> BTreeMap<u32, Way> {
+    let mut ways: BTreeMap<u32, Way> = BTreeMap::new();
+    for sighting in seen {
+        let Kind::Echo(Echo {
+            id: of,
+            number,
+            reply,
+        }) = sighting.kind
+        else {
+            continue;
+        };
+        if of != id || reply != sighting.from_vm {
+            continue;
+        }
+        let way = ways.entry(number).or_default();
+        let list = if reply { &mut way.from } else { &mut way.to };
+        if !list.contains(&sighting.host) {
+            list.push(sighting.host);
+        }
+    }
+    ways
+}
+
+/// When frames of the VM came from each host: the last from one, the first from the other, what
+/// announced it. Times are milliseconds from `zero`.
+pub fn sightings(seen: &[Sighting], zero: Duration) -> Vec<String> {
+    let mut lines = Vec::new();
+    for host in 0..2 {
+        let name = hosts(&[host]);
+        let mine = || seen.iter().filter(|s| s.from_vm && s.host == host);
+        let unicast = || mine().filter(|s| matches!(s.kind, Kind::Unicast | Kind::Echo(_)));
+        if let (Some(first), Some(last)) = (unicast().next(), unicast().last()) {
+            let (first, last) = (offset(first.at, zero), offset(last.at, zero));
+            lines.push(format!(
+                "frames of the VM came from {name} {first:.1} to {last:.1} ms"
+            ));
+        }
+        let said: Vec<String> = mine()
+            .filter(|s| s.kind == Kind::Announcement)
+            .map(|s| format!("{:.1}", offset(s.at, zero)))
+            .collect();
+        if !said.is_empty() {
+            lines.push(format!(
+                "announcements on the cable of {name} at {} ms",
+                said.join(", ")
+            ));
+        }
+    }
+    lines
+}
+
+/// What a VMM said to its back-end in a span, in milliseconds from `zero`: first and last of each.
+pub fn messages(all: Vec<Message>, zero: Duration, span: [Duration; 2]) -> Vec<String> {
+    let mut spans: Vec<((u32, bool), Duration, Duration, usize)> = Vec::new();
+    for message in all {
+        if message.at < span[0] || message.at > span[1] {
+            continue;
+        }
+        let what = (message.request, message.reply);
+        match spans.iter_mut().find(|(same, ..)| *same == what) {
+            Some((_, _, last, count)) => (*last, *count) = (message.at, *count + 1),
+            None => spans.push((what, message.at, message.at, 1)),
+        }
+    }
+    spans
+        .iter()
+        .map(|((request, reply), first, last, count)| {
+            let (name, kind) = (name(*request), if *reply { " answered" } else { "" });
+            let (first, last) = (offset(*first, zero), offset(*last, zero));
+            format!("{count} {name}{kind} {first:.1} to {last:.1} ms")
+        })
+        .collect()
+}
+
+fn name(request: u32) -> String {
+    let known = match request {
+        request::GET_FEATURES => "GET_FEATURES",
+        request::SET_FEATURES => "SET_FEATURES",
+        request::SET_OWNER => "SET_OWNER",
+        request::SET_MEM_TABLE => "SET_MEM_TABLE",
+        request::SET_LOG_BASE => "SET_LOG_BASE",
+        request::SET_VRING_NUM => "SET_VRING_NUM",
+        request::SET_VRING_ADDR => "SET_VRING_ADDR",
+        request::SET_VRING_BASE => "SET_VRING_BASE",
+        request::GET_VRING_BASE => "GET_VRING_BASE",
+        request::SET_VRING_KICK => "SET_VRING_KICK",
+        request::SET_VRING_CALL => "SET_VRING_CALL",
+        request::SET_VRING_ENABLE => "SET_VRING_ENABLE",
+        request::ADD_MEM_REG => "ADD_MEM_REG",
+        request::SET_DEVICE_STATE_FD => "SET_DEVICE_STATE_FD",
+        request::CHECK_DEVICE_STATE => "CHECK_DEVICE_STATE",
+        other => return format!("request {other}"),
+    };
+    known.into()
+}

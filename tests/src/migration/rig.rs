@@ -1,0 +1,212 @@
+//! Two hosts with a daemon each, a switch between them, and stations that ask the VM for a sign of life.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::prober::{Prober, Station};
+use super::relay::Relay;
+use super::vm::{Vm, VmConfig};
+use super::watch::Watch;
+use crate::lab::payload::{self, OpenStream};
+use crate::lab::{Daemon, Namespace, Ovs, PATIENCE, Qemu, wait_until};
+use crate::uplink::Socket;
+
+/// The VM.
+pub const VM: Station = Station {
+    mac: [0x52, 0x54, 0, 0, 0, 2],
+    ip: [10, 0, 0, 2],
+};
+/// The station far away.
+pub const FAR: Station = Station {
+    mac: [0x02, 0, 0, 0, 0, 1],
+    ip: [10, 0, 0, 1],
+};
+/// The hosts' own ports on their switches.
+pub const NEIGHBOURS: [Station; 2] = [
+    Station {
+        mac: [0x02, 0, 0, 0, 0, 11],
+        ip: [10, 0, 0, 11],
+    },
+    Station {
+        mac: [0x02, 0, 0, 0, 0, 12],
+        ip: [10, 0, 0, 12],
+    },
+];
+/// Bytes a second of the stream, each way: a load, and not all of two CPUs.
+const STREAM_RATE: u64 = 2 << 20;
+/// The port of the VM, on each host.
+pub const PORT: &str = "vm";
+
+/// How the VMM reaches its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// As ever.
+    Direct,
+    /// By a [`Relay`].
+    Relayed,
+}
+
+/// A host: a daemon in a namespace, its uplink, and a port of the host's own.
+#[derive(Debug)]
+pub struct Host {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// What the VMM said to it, if it says so by a relay.
+    pub relay: Option<Relay>,
+    net: Namespace,
+    socket: PathBuf,
+}
+
+/// The hosts and what is between them.
+#[derive(Debug)]
+pub struct Rig {
+    // Dropped in this order.
+    /// Source and destination, or the other way round.
+    pub hosts: [Host; 2],
+    _ovs: Ovs,
+    far: Namespace,
+}
+
+impl Rig {
+    /// Starts all but the VM, in a directory of their own. `port` has further keys of its port.
+    pub fn start(dir: &Path, wiring: Wiring, port: &str) -> Result<Self> {
+        let far = Namespace::new()?;
+        let nets = [Namespace::new()?, Namespace::new()?];
+        for (i, net) in nets.iter().enumerate() {
+            lay(net, i, &far)?;
+        }
+        far.ip("link add h0 type veth peer name p0")?;
+        for device in ["h0", "p0"] {
+            complete_here(&far, device)?;
+            far.ip(&format!("link set {device} up"))?;
+        }
+        address(&far, "h0", FAR)?;
+        let ovs = Ovs::inside(dir, &far)?;
+        ovs.vsctl("add-br br0 -- set bridge br0 datapath_type=netdev")?;
+        ovs.vsctl("add-port br0 f0 -- add-port br0 f1 -- add-port br0 p0")?;
+        let mut hosts = Vec::new();
+        for (i, net) in nets.into_iter().enumerate() {
+            hosts.push(Host::start(dir, net, i, wiring, port)?);
+        }
+        let hosts: [Host; 2] = hosts.try_into().ok().context("two hosts")?;
+        Ok(Self {
+            hosts,
+            _ovs: ovs,
+            far,
+        })
+    }
+
+    /// Boots the VM on host 0, and waits until all stations know it. `option` is its card's.
+    pub fn boot(&self, dir: &Path, qemus: [&Qemu; 2], pairs: usize, option: &str) -> Result<Vm> {
+        let config = VmConfig {
+            qemus: qemus.map(Clone::clone),
+            sockets: [0, 1].map(|i| self.hosts[i].socket.clone()),
+            mac: mac_text(VM.mac),
+            pairs,
+            option: option.to_string(),
+        };
+        let mut vm = Vm::boot(dir, config)?;
+        let guest = &mut vm.here.guest;
+        guest.configure("eth0", &[&format!("{}/24", ip_text(VM.ip))])?;
+        for station in [FAR, NEIGHBOURS[0], NEIGHBOURS[1]] {
+            guest.ping(&ip_text(station.ip), &[])?;
+        }
+        Ok(vm)
+    }
+
+    /// A prober far away.
+    pub fn prober(&self) -> Result<Prober> {
+        Prober::start(&self.far, "h0", 1, [FAR, VM])
+    }
+
+    /// A prober at the host's own port of host `i`.
+    pub fn neighbour(&self, i: usize) -> Result<Prober> {
+        let ends = [NEIGHBOURS[i], VM];
+        Prober::start(&self.hosts[i].net, "t0", 11 + i as u16, ends)
+    }
+
+    /// A stream from far away to the VM and back.
+    pub fn stream(&self) -> Result<OpenStream> {
+        let peer = SocketAddr::from((VM.ip, payload::PORT));
+        let connect = || Ok(TcpStream::connect(peer)?);
+        let connection = self.far.inside(connect).context("a connection to the VM")?;
+        Ok(OpenStream::begin(connection, STREAM_RATE, 1)?)
+    }
+
+    /// Listens on the uplinks.
+    pub fn watch(&self) -> Result<Watch> {
+        let sockets = |i: usize| -> Result<[Socket; 2]> {
+            let to = Socket::open(&self.hosts[i].net, &format!("u{i}"))?;
+            Ok([to, Socket::open(&self.far, &format!("f{i}"))?])
+        };
+        Ok(Watch::start(VM.mac, [sockets(0)?, sockets(1)?]))
+    }
+}
+
+impl Host {
+    fn start(dir: &Path, net: Namespace, i: usize, wiring: Wiring, port: &str) -> Result<Self> {
+        let dir = dir.join(format!("host-{i}"));
+        std::fs::create_dir(&dir)?;
+        let config = dir.join("tandem.toml");
+        let text = format!(
+            "[switch.default]\nuplink = \"u{i}\"\n[port.{PORT}]\n{port}\n[port.host]\ntap = \"t0\"\n"
+        );
+        std::fs::write(&config, text)?;
+        let config = config.to_str().context("path")?;
+        let daemon = Daemon::start_inside(&dir, &net, &["--config", config])?;
+        address(&net, "t0", NEIGHBOURS[i])?;
+        net.ip("link set t0 up")?;
+        wait_until("the uplink", PATIENCE, || {
+            let switch = daemon.get("switches/default")?;
+            Ok(switch["uplink_status"]["state"] == "up")
+        })?;
+        let mut socket = daemon.socket(PORT);
+        let mut relay = None;
+        if wiring == Wiring::Relayed {
+            let path = dir.join("relay.sock");
+            relay = Some(Relay::start(&path, socket)?);
+            socket = path;
+        }
+        Ok(Self {
+            daemon,
+            relay,
+            net,
+            socket,
+        })
+    }
+}
+
+/// The cable of a host: `u0` to `f0`, `u1` to `f1`.
+fn lay(net: &Namespace, i: usize, far: &Namespace) -> Result<()> {
+    // Numbers that differ, for the reason in `Cables::lay`.
+    let (near, other, path) = (100 + i, 200 + i, far.path());
+    let path = path.display();
+    net.ip(&format!(
+        "link add u{i} index {near} type veth peer name f{i} index {other} netns {path}"
+    ))?;
+    complete_here(net, &format!("u{i}"))?;
+    complete_here(far, &format!("f{i}"))?;
+    far.ip(&format!("link set f{i} up")).map(drop)
+}
+
+/// Has checksums and segments completed by who sends: the switch in between takes only whole frames.
+fn complete_here(net: &Namespace, device: &str) -> Result<()> {
+    net.run(&format!("ethtool -K {device} tx off tso off gso off"))
+        .map(drop)
+}
+
+fn address(net: &Namespace, device: &str, station: Station) -> Result<()> {
+    let (mac, ip) = (mac_text(station.mac), ip_text(station.ip));
+    net.ip(&format!("link set {device} address {mac}"))?;
+    net.ip(&format!("addr add {ip}/24 dev {device}")).map(drop)
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn ip_text(ip: [u8; 4]) -> String {
+    std::net::Ipv4Addr::from(ip).to_string()
+}

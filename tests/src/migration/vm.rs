@@ -1,0 +1,249 @@
+//! A VM that moves between two hosts: QEMU's own live migration over a Unix socket.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use crate::lab::process::Process;
+use crate::lab::qmp::Qmp;
+use crate::lab::{Guest, GuestConfig, Nic, Qemu};
+
+/// Bytes a second that are no limit.
+pub const UNLIMITED: u64 = 1 << 30;
+/// Bytes a second with which a migration is not over before somebody ends it.
+pub const SLOW: u64 = 4 << 20;
+/// How long QEMU may plan to have the VM stopped.
+const DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
+/// Granule in which memory is compared.
+const PAGE: usize = 4096;
+
+/// What a VM is made of.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// The QEMU on each host.
+    pub qemus: [Qemu; 2],
+    /// The sockets of its port on each host.
+    pub sockets: [PathBuf; 2],
+    /// Its MAC address, as QEMU takes it.
+    pub mac: String,
+    /// Queue pairs, and as many CPUs.
+    pub pairs: usize,
+    /// A property of its card, such as `packed=on`.
+    pub option: String,
+}
+
+impl VmConfig {
+    fn guest(&self, name: &str, host: usize) -> GuestConfig {
+        let nic = Nic::vhost_user(&self.sockets[host], &self.mac)
+            .pairs(self.pairs)
+            .option(&self.option);
+        GuestConfig::new(name)
+            .qemu(&self.qemus[host])
+            .cpus(self.pairs)
+            .nic(nic)
+    }
+}
+
+/// QEMU on a host: the VM, or one that waits for it.
+#[derive(Debug)]
+pub struct Instance {
+    /// QEMU and the way into the guest.
+    pub guest: Guest,
+    /// Its monitor.
+    pub qmp: Qmp,
+    /// Which host it is on.
+    pub host: usize,
+}
+
+/// When a migration did what, since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    /// QEMU's event STOP on the source: the guest's CPUs and its rings have been stopped.
+    pub stopped: Duration,
+    /// QEMU's event RESUME on the destination: rings and CPUs are started next.
+    pub resumed: Duration,
+    /// From STOP to the end as QEMU's source has it, `downtime` of `query-migrate`.
+    pub downtime: Duration,
+    /// All of it, `total-time`.
+    pub total: Duration,
+}
+
+impl Moved {
+    /// From STOP to RESUME.
+    pub fn stop_time(&self) -> Duration {
+        self.resumed.saturating_sub(self.stopped)
+    }
+}
+
+/// A running VM.
+#[derive(Debug)]
+pub struct Vm {
+    dir: PathBuf,
+    config: VmConfig,
+    /// Where it runs.
+    pub here: Instance,
+    /// Instances so far, so that each has names of its own.
+    count: usize,
+}
+
+impl Vm {
+    /// Boots it on host 0.
+    pub fn boot(dir: &Path, config: VmConfig) -> Result<Self> {
+        let mut guest = config.guest("vm-0", 0).boot(dir)?;
+        let qmp = guest.qmp()?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            config,
+            here: Instance {
+                guest,
+                qmp,
+                host: 0,
+            },
+            count: 1,
+        })
+    }
+
+    /// Starts QEMU on the other host. It waits for the VM; `arguments` are more of QEMU's.
+    pub fn destination(&mut self, arguments: &[&str]) -> Result<Instance> {
+        let host = 1 - self.here.host;
+        let name = format!("vm-{}", self.count);
+        self.count += 1;
+        let mut config = self.config.guest(&name, host);
+        for argument in ["-incoming", "defer"].iter().chain(arguments) {
+            config = config.argument(argument);
+        }
+        let mut guest = config.start(&self.dir)?;
+        let mut qmp = guest.qmp()?;
+        tell_of_migration(&mut qmp)?;
+        let uri = self.uri(&name);
+        qmp.execute("migrate-incoming", json!({ "uri": uri }))?;
+        Ok(Instance { guest, qmp, host })
+    }
+
+    fn uri(&self, name: &str) -> String {
+        format!("unix:{}", self.dir.join(name).display())
+    }
+
+    /// Starts to migrate to an instance that waits, at a rate in bytes a second, and waits until memory
+    /// is on its way.
+    pub fn begin(&mut self, to: &Instance, rate: u64) -> Result<()> {
+        let uri = self.uri(to.guest.name());
+        let qmp = &mut self.here.qmp;
+        tell_of_migration(qmp)?;
+        let limit = DOWNTIME_LIMIT.as_millis() as u64;
+        qmp.execute(
+            "migrate-set-parameters",
+            json!({ "max-bandwidth": rate, "downtime-limit": limit }),
+        )?;
+        qmp.execute("migrate", json!({ "uri": uri }))?;
+        // The first of each round is numbered 1.
+        qmp.wait_event("MIGRATION_PASS", |event| event.name == "MIGRATION_PASS")
+            .map(drop)
+    }
+
+    /// Waits until a migration has gone through and QEMU on the source holds no more than a corpse;
+    /// when it stopped the VM, with `downtime` and `total-time`. The VM is at `to` from now on.
+    pub fn complete(&mut self, to: &Instance) -> Result<(Duration, [Duration; 2])> {
+        let qmp = &mut self.here.qmp;
+        let stop = qmp.wait_event("STOP", |event| {
+            event.name == "STOP" || has_ended(event.data["status"].as_str())
+        })?;
+        ensure!(stop.name == "STOP", "the migration: {}", stop.data);
+        let status = wait_end(qmp)?;
+        ensure!(status == "completed", "the migration has {status}");
+        let times = qmp.execute("query-migrate", json!({}))?;
+        let time = |key: &str| Duration::from_millis(times[key].as_u64().unwrap_or_default());
+        ensure!(to.host != self.here.host, "it is where it was");
+        Ok((stop.at, [time("downtime"), time("total-time")]))
+    }
+
+    /// Moves the VM to the other host, and ends QEMU on this one once it runs there.
+    pub fn migrate(&mut self) -> Result<Moved> {
+        let mut to = self.destination(&[])?;
+        self.begin(&to, UNLIMITED)?;
+        let (stopped, [downtime, total]) = self.complete(&to)?;
+        let resumed = to
+            .qmp
+            .wait_event("RESUME", |event| event.name == "RESUME")?;
+        self.settle(to);
+        Ok(Moved {
+            stopped,
+            resumed: resumed.at,
+            downtime,
+            total,
+        })
+    }
+
+    /// The VM is `to` from now on; what is left here ends.
+    pub fn settle(&mut self, to: Instance) {
+        self.here = to;
+    }
+
+    /// Waits for the end of a migration that does not go through; how it ended.
+    pub fn wait_failed(&mut self) -> Result<String> {
+        let status = wait_end(&mut self.here.qmp)?;
+        ensure!(status != "completed", "the migration has completed");
+        Ok(status)
+    }
+}
+
+fn tell_of_migration(qmp: &mut Qmp) -> Result<()> {
+    let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+    qmp.execute("migrate-set-capabilities", events).map(drop)
+}
+
+fn has_ended(status: Option<&str>) -> bool {
+    matches!(status, Some("completed" | "failed" | "cancelled"))
+}
+
+fn wait_end(qmp: &mut Qmp) -> Result<String> {
+    let event = qmp.wait_event("MIGRATION", |event| {
+        event.name == "MIGRATION" && has_ended(event.data["status"].as_str())
+    })?;
+    Ok(event.data["status"]
+        .as_str()
+        .unwrap_or_default()
+        .to_string())
+}
+
+/// Addresses of pages in which two QEMUs that have both stopped differ.
+pub fn differing_pages(one: &mut Instance, other: &mut Instance) -> Result<Vec<usize>> {
+    let mut files = [
+        guest_memory(one.guest.process())?,
+        guest_memory(other.guest.process())?,
+    ];
+    let lengths = [files[0].metadata()?.len(), files[1].metadata()?.len()];
+    ensure!(lengths[0] == lengths[1], "memory of {lengths:?} bytes");
+    let mut pages = [vec![0; 256 * PAGE], vec![0; 256 * PAGE]];
+    let mut found = Vec::new();
+    for at in (0..lengths[0] as usize).step_by(256 * PAGE) {
+        for (file, pages) in files.iter_mut().zip(&mut pages) {
+            file.read_exact(pages)?;
+        }
+        let pairs = pages[0].chunks(PAGE).zip(pages[1].chunks(PAGE));
+        let differ = pairs.enumerate().filter(|(_, (one, other))| one != other);
+        found.extend(differ.map(|(page, _)| at + page * PAGE));
+    }
+    Ok(found)
+}
+
+/// The file behind a guest's memory, which QEMU has open.
+fn guest_memory(qemu: &Process) -> Result<File> {
+    let open = format!("/proc/{}/fd", qemu.pid());
+    for entry in std::fs::read_dir(&open).context(open.clone())? {
+        let path = entry?.path();
+        // Others come and go.
+        let target = std::fs::read_link(&path).unwrap_or_default();
+        if target
+            .to_string_lossy()
+            .starts_with("/memfd:memory-backend")
+        {
+            return Ok(File::open(path)?);
+        }
+    }
+    bail!("no memory among {open}")
+}

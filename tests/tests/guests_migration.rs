@@ -1,0 +1,307 @@
+//! Live migrations of a guest between two daemons, with echo requests every 10 ms and a checked TCP
+//! stream throughout.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tandem_tests::lab::payload::OpenStream;
+use tandem_tests::lab::{Need, PATIENCE, Qemu, long, qemus, say, scenario, skip};
+use tandem_tests::migration::prober::{Log, Prober};
+use tandem_tests::migration::rig::PORT;
+use tandem_tests::migration::vm::{SLOW, UNLIMITED, differing_pages};
+use tandem_tests::migration::watch::{Kind, Sighting, Watch};
+use tandem_tests::migration::{Moved, Rig, Vm, Wiring, report};
+
+const NEEDS: [Need; 4] = [
+    Need::Guests,
+    Need::Root,
+    Need::Program("ovs-vswitchd", "openvswitch-switch"),
+    Need::Program("ethtool", "ethtool"),
+];
+/// Without an answer for longer, the VM has lost its network.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Whether frames to a VM are held while it moves, so that none may be lost.
+const HELD: bool = false;
+/// Before what is looked at.
+const CALM: Duration = Duration::from_millis(1000);
+/// Bytes of the stream that show that it goes on.
+const SOME: u64 = 256 << 10;
+
+/// A VM on host A, and all who talk to it.
+struct Scene {
+    // Dropped in this order.
+    far: Prober,
+    stream: OpenStream,
+    watch: Watch,
+    vm: Vm,
+    rig: Rig,
+}
+
+/// What was heard and seen.
+struct Outcome {
+    far: Log,
+    seen: Vec<Sighting>,
+    _vm: Vm,
+    rig: Rig,
+}
+
+impl Scene {
+    fn start(dir: &Path, wiring: Wiring, qemu: &Qemu, card: (usize, &str)) -> Result<Self> {
+        let (pairs, option) = card;
+        let rig = Rig::start(dir, wiring, &format!("queue_pairs = {pairs}"))?;
+        let vm = rig.boot(dir, [qemu, qemu], pairs, option)?;
+        let stream = rig.stream()?;
+        stream.wait_more(SOME, PATIENCE)?;
+        Ok(Self {
+            far: rig.prober()?,
+            stream,
+            watch: rig.watch()?,
+            vm,
+            rig,
+        })
+    }
+
+    fn migrate(&mut self) -> Result<Moved> {
+        let moved = self.vm.migrate()?;
+        self.goes_on()?;
+        Ok(moved)
+    }
+
+    /// The stream goes on, and soon.
+    fn goes_on(&self) -> Result<()> {
+        let came = self.stream.wait_more(SOME, PATIENCE);
+        came.with_context(|| format!("the stream on host {}", self.vm.here.host))
+    }
+
+    /// Ends all but the VM. The stream must be right, and the VM there to the end.
+    fn end(self) -> Result<Outcome> {
+        let bytes = self.stream.end().context("the stream")?;
+        ensure!(bytes > 0, "the stream was empty");
+        let far = self.far.stop()?;
+        let seen = self.watch.stop()?;
+        far.check_alive()?;
+        Ok(Outcome {
+            far,
+            seen,
+            _vm: self.vm,
+            rig: self.rig,
+        })
+    }
+}
+
+/// What holds for any log: none answered twice, and never silent for long.
+fn check_log(log: &Log) -> Result<()> {
+    let gap = log.longest_gap().length();
+    ensure!(gap < LIMIT, "no answer for {gap:?}");
+    ensure!(log.duplicates() == 0, "{} duplicates", log.duplicates());
+    if HELD {
+        ensure!(log.lost().count() == 0, "{} lost", log.lost().count());
+        ensure!(log.reordered() == 0, "{} out of order", log.reordered());
+    }
+    Ok(())
+}
+
+impl Outcome {
+    /// Says what a migration from host `from` cost, and checks that nothing of the VM came from there
+    /// after it.
+    fn check_moved(&self, from: usize, moved: &Moved) -> Result<()> {
+        say(&format!("      {}", report::summary(&self.far, moved)));
+        check_log(&self.far)?;
+        let stray = self.seen.iter().find(|seen| {
+            seen.from_vm
+                && seen.host == from
+                && seen.at > moved.resumed
+                && seen.kind != Kind::Announcement
+        });
+        ensure!(stray.is_none(), "the VM is still there: {stray:?}");
+        let port = self.rig.hosts[from].daemon.port(PORT)?;
+        ensure!(!port.is_up(), "its port is still up there");
+        let port = self.rig.hosts[1 - from].daemon.port(PORT)?;
+        ensure!(port.is_up(), "its port is down: {}", port.reason());
+        Ok(())
+    }
+}
+
+fn once(dir: &Path, qemu: &Qemu, card: (usize, &str)) -> Result<()> {
+    let mut scene = Scene::start(dir, Wiring::Direct, qemu, card)?;
+    let moved = scene.migrate()?;
+    scene.end()?.check_moved(0, &moved)
+}
+
+#[test]
+fn a_guest_moves_and_its_streams_go_on() -> Result<()> {
+    let name = "guests_migration::a_guest_moves_and_its_streams_go_on";
+    scenario(name, &NEEDS, |lab| {
+        once(lab.path(), &qemus()?.remove(0), (1, "packed=off"))
+    })
+}
+
+#[test]
+fn newer_qemu_moves_a_guest() -> Result<()> {
+    let name = "guests_migration::newer_qemu_moves_a_guest";
+    let needs = [&NEEDS[..], &[Need::NewerQemu]].concat();
+    scenario(name, &needs, |lab| {
+        once(lab.path(), &qemus()?[1], (4, "packed=on"))
+    })
+}
+
+/// It never leaves: nothing of it may be lost.
+#[test]
+fn a_guest_stays_when_its_migration_is_cancelled_or_the_destination_dies() -> Result<()> {
+    let name =
+        "guests_migration::a_guest_stays_when_its_migration_is_cancelled_or_the_destination_dies";
+    scenario(name, &NEEDS, |lab| {
+        let qemu = qemus()?.remove(0);
+        let mut scene = Scene::start(lab.path(), Wiring::Direct, &qemu, (1, "packed=off"))?;
+        for ending in ["cancelled", "failed"] {
+            let mut to = scene.vm.destination(&[])?;
+            scene.vm.begin(&to, SLOW)?;
+            scene.goes_on()?;
+            if ending == "failed" {
+                to.guest.kill()?;
+            } else {
+                scene.vm.here.qmp.execute("migrate_cancel", json!({}))?;
+            }
+            let ended = scene.vm.wait_failed()?;
+            ensure!(ended == ending, "the migration has {ended}");
+            drop(to);
+            scene.goes_on()?;
+        }
+        // The log is new each time.
+        let moved = scene.migrate()?;
+        let outcome = scene.end()?;
+        let before = outcome
+            .far
+            .lost()
+            .filter(|p| p.sent + LIMIT / 2 < moved.stopped);
+        ensure!(before.count() == 0, "requests were lost on host A");
+        outcome.check_moved(0, &moved)
+    })
+}
+
+/// Both stop, and are compared page by page; then without a dirty log, which must show.
+#[test]
+fn memory_is_the_same_on_both_hosts_and_is_not_without_a_dirty_log() -> Result<()> {
+    let name = "guests_migration::memory_is_the_same_on_both_hosts_and_is_not_without_a_dirty_log";
+    scenario(name, &NEEDS, |lab| {
+        let qemu = qemus()?.remove(0);
+        let mut scene = Scene::start(lab.path(), Wiring::Relayed, &qemu, (1, "packed=off"))?;
+        for logged in [true, false] {
+            let relay = scene.rig.hosts[scene.vm.here.host].relay.as_ref();
+            if !logged {
+                relay.context("no relay")?.strip_log();
+            }
+            let mut to = scene.vm.destination(&["-S"])?;
+            scene.vm.begin(&to, UNLIMITED)?;
+            scene.vm.complete(&to)?;
+            let pages = differing_pages(&mut scene.vm.here, &mut to)?;
+            say(&format!("      {} pages differ", pages.len()));
+            ensure!(pages.is_empty() == logged, "these pages differ: {pages:x?}");
+            if logged {
+                to.qmp.execute("cont", json!({}))?;
+                scene.vm.settle(to);
+                scene.goes_on()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// For the night: there and back and there, with every QEMU and ring.
+#[test]
+fn a_guest_moves_there_and_back_and_there() -> Result<()> {
+    let name = "guests_migration::a_guest_moves_there_and_back_and_there";
+    if !long() {
+        skip(name, "three migrations each; ci/test --long");
+        return Ok(());
+    }
+    scenario(name, &NEEDS, |lab| {
+        for (i, qemu) in qemus()?.iter().enumerate() {
+            for (pairs, option) in [(1, "packed=off"), (4, "packed=on")] {
+                say(&format!(
+                    "      QEMU {}, {pairs} pairs, {option}",
+                    qemu.name()
+                ));
+                let dir = lab.path().join(format!("{i}-{pairs}"));
+                std::fs::create_dir(&dir)?;
+                let mut scene = Scene::start(&dir, Wiring::Direct, qemu, (pairs, option))?;
+                for from in [0, 1, 0] {
+                    let moved = scene.migrate()?;
+                    let fresh = scene.rig.prober()?;
+                    let log = std::mem::replace(&mut scene.far, fresh).stop()?;
+                    say(&format!(
+                        "      from {from}: {}",
+                        report::summary(&log, &moved)
+                    ));
+                    check_log(&log)?;
+                }
+                let outcome = scene.end()?;
+                ensure!(outcome.far.lost().count() == 0, "lost without a migration");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Which requests are lost, and where they were last seen; of stations on both hosts, too.
+#[test]
+fn what_a_migration_loses_is_told() -> Result<()> {
+    let name = "guests_migration::what_a_migration_loses_is_told";
+    if !long() {
+        skip(name, "a report; ci/test --long");
+        return Ok(());
+    }
+    scenario(name, &NEEDS, |lab| {
+        for (i, qemu) in qemus()?.iter().enumerate() {
+            let dir = lab.path().join(format!("qemu-{i}"));
+            std::fs::create_dir(&dir)?;
+            let mut scene = Scene::start(&dir, Wiring::Relayed, qemu, (1, "packed=off"))?;
+            let neighbours = [scene.rig.neighbour(0)?, scene.rig.neighbour(1)?];
+            std::thread::sleep(CALM);
+            let moved = scene.migrate()?;
+            std::thread::sleep(2 * LIMIT);
+            let [a, b] = neighbours;
+            let logs = [a.stop()?, b.stop()?];
+            let outcome = scene.end()?;
+            outcome.tell(&moved, &logs);
+        }
+        Ok(())
+    })
+}
+
+impl Outcome {
+    fn tell(&self, moved: &Moved, neighbours: &[Log; 2]) {
+        let zero = moved.stopped;
+        let line = |text: String| say(&format!("      {text}"));
+        line("times in ms from QEMU's event STOP on A".into());
+        line(format!(
+            "RESUME on B at {:.1}",
+            report::offset(moved.resumed, zero)
+        ));
+        for (host, name) in self.rig.hosts.iter().zip(["A", "B"]) {
+            let messages = host.relay.iter().flat_map(|relay| relay.messages());
+            for said in report::messages(messages.collect(), zero, [zero - CALM, zero + LIMIT]) {
+                line(format!("{name}: {said}"));
+            }
+        }
+        for text in report::sightings(&self.seen, zero) {
+            line(text);
+        }
+        let logs = [
+            (&self.far, 1, "far"),
+            (&neighbours[0], 11, "on A"),
+            (&neighbours[1], 12, "on B"),
+        ];
+        for (log, id, place) in logs {
+            line(format!("{place}: {}", report::summary(log, moved)));
+            let gap = log.longest_gap();
+            let [from, to] = [gap.from, gap.to].map(|at| report::offset(at, zero));
+            line(format!("{place}: no answer from {from:.1} to {to:.1}"));
+            for fate in report::fates(log, id, &self.seen, zero) {
+                line(format!("{place}: {fate}"));
+            }
+        }
+    }
+}
