@@ -1,13 +1,15 @@
 //! Live migration between two hosts, and what it costs who talks to the VM.
 //!
 //! ```text
-//!   namespace of host A            namespace far              namespace of host B
+//!   namespace of host A                wire                 namespace of host B
 //!   ┌───────────────────┐     ┌──────────────────────┐     ┌───────────────────┐
-//!   │ vm ───┬─ tandemd ─┼─ u0 ┼ f0 ─ Open    ─── f1 ─┼ u1 ─┼─ tandemd ─┬─── vm │
-//!   │ t0 ───┘           │     │      vSwitch         │     │           └─── t0 │
-//!   │ neighbour         │     │         └─ p0 ── h0  │     │         neighbour │
-//!   └───────────────────┘     │ prober, stream ──┘   │     └───────────────────┘
-//!                             └──────────────────────┘
+//!   │ vm ───┬─ tandemd ─┼─ u0 ┼ f0 ──── Open ──── f1 ┼ u1 ─┼─ tandemd ─┬─── vm │
+//!   │ t0 ───┘           │     │        vSwitch       │     │           └─── t0 │
+//!   │ neighbour         │     │           └─ p0      │     │         neighbour │
+//!   └───────────────────┘     └───────────────│──────┘     └───────────────────┘
+//!                                     far  ┌── h0 ──────────┐
+//!                                          │ prober, stream │
+//!                                          └────────────────┘
 //! ```
 //!
 //! * [`rig`]: all of it;

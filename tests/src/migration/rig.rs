@@ -66,24 +66,23 @@ pub struct Rig {
     /// Source and destination, or the other way round.
     pub hosts: [Host; 2],
     _ovs: Ovs,
+    wire: Namespace,
     far: Namespace,
 }
 
 impl Rig {
     /// Starts all but the VM, in a directory of their own. `port` has further keys of its port.
     pub fn start(dir: &Path, wiring: Wiring, port: &str) -> Result<Self> {
-        let far = Namespace::new()?;
+        let (wire, far) = (Namespace::new()?, Namespace::new()?);
         let nets = [Namespace::new()?, Namespace::new()?];
         for (i, net) in nets.iter().enumerate() {
-            lay(net, i, &far)?;
+            quiet(net)?;
+            lay([net, &wire], &format!("u{i}"), &format!("f{i}"), i)?;
         }
-        far.ip("link add h0 type veth peer name p0")?;
-        for device in ["h0", "p0"] {
-            complete_here(&far, device)?;
-            far.ip(&format!("link set {device} up"))?;
-        }
+        lay([&far, &wire], "h0", "p0", 2)?;
+        far.ip("link set h0 up")?;
         address(&far, "h0", FAR)?;
-        let ovs = Ovs::inside(dir, &far)?;
+        let ovs = Ovs::inside(dir, &wire)?;
         ovs.vsctl("add-br br0 -- set bridge br0 datapath_type=netdev")?;
         ovs.vsctl("add-port br0 f0 -- add-port br0 f1 -- add-port br0 p0")?;
         let mut hosts = Vec::new();
@@ -94,6 +93,7 @@ impl Rig {
         Ok(Self {
             hosts,
             _ovs: ovs,
+            wire,
             far,
         })
     }
@@ -139,7 +139,7 @@ impl Rig {
     pub fn watch(&self) -> Result<Watch> {
         let sockets = |i: usize| -> Result<[Socket; 2]> {
             let to = Socket::open(&self.hosts[i].net, &format!("u{i}"))?;
-            Ok([to, Socket::open(&self.far, &format!("f{i}"))?])
+            Ok([to, Socket::open(&self.wire, &format!("f{i}"))?])
         };
         Ok(Watch::start(VM.mac, [sockets(0)?, sockets(1)?]))
     }
@@ -178,17 +178,29 @@ impl Host {
     }
 }
 
-/// The cable of a host: `u0` to `f0`, `u1` to `f1`.
-fn lay(net: &Namespace, i: usize, far: &Namespace) -> Result<()> {
+/// A cable from a device of a namespace to a port of the switch. Up at the switch only.
+fn lay([net, wire]: [&Namespace; 2], near: &str, port: &str, i: usize) -> Result<()> {
     // Numbers that differ, for the reason in `Cables::lay`.
-    let (near, other, path) = (100 + i, 200 + i, far.path());
+    let (index, other, path) = (100 + i, 200 + i, wire.path());
     let path = path.display();
     net.ip(&format!(
-        "link add u{i} index {near} type veth peer name f{i} index {other} netns {path}"
+        "link add {near} index {index} type veth peer name {port} index {other} netns {path}"
     ))?;
-    complete_here(net, &format!("u{i}"))?;
-    complete_here(far, &format!("f{i}"))?;
-    far.ip(&format!("link set f{i} up")).map(drop)
+    complete_here(net, near)?;
+    complete_here(wire, port)?;
+    wire.ip(&format!("link set {port} up")).map(drop)
+}
+
+/// Has the host answer for an address only by the device that has it: its kernel, too, gets what comes
+/// in by the uplink.
+fn quiet(net: &Namespace) -> Result<()> {
+    let write = || {
+        Ok(std::fs::write(
+            "/proc/sys/net/ipv4/conf/all/arp_ignore",
+            "1",
+        )?)
+    };
+    net.inside(write).context("arp_ignore")
 }
 
 /// Has checksums and segments completed by who sends: the switch in between takes only whole frames.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::lab::process::Process;
 use crate::lab::qmp::Qmp;
-use crate::lab::{Guest, GuestConfig, Nic, Qemu};
+use crate::lab::{Guest, GuestConfig, Nic, PATIENCE, Qemu, wait_until};
 
 /// Bytes a second that are no limit.
 pub const UNLIMITED: u64 = 1 << 30;
@@ -155,7 +155,12 @@ impl Vm {
         ensure!(stop.name == "STOP", "the migration: {}", stop.data);
         let status = wait_end(qmp)?;
         ensure!(status == "completed", "the migration has {status}");
-        let times = qmp.execute("query-migrate", json!({}))?;
+        let mut times = json!(null);
+        // The event comes before the figures.
+        wait_until("figures of the migration", PATIENCE, || {
+            times = qmp.execute("query-migrate", json!({}))?;
+            Ok(times["total-time"].as_u64().unwrap_or_default() > 0)
+        })?;
         let time = |key: &str| Duration::from_millis(times[key].as_u64().unwrap_or_default());
         ensure!(to.host != self.here.host, "it is where it was");
         Ok((stop.at, [time("downtime"), time("total-time")]))
