@@ -34,6 +34,7 @@ use crate::vhost::Endpoint;
 use crate::worker::Workers;
 
 mod build;
+mod held;
 mod neighbours;
 mod report;
 mod uplinks;

@@ -15,6 +15,7 @@
 //!
 //! Directions are named from the VM: `from_vm` is what a port sends into the switch.
 
+pub mod backlog;
 pub mod nic;
 pub mod policy;
 pub mod switch;

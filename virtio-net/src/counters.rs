@@ -72,6 +72,12 @@ drop_reasons! {
     RingBroken = "ring_broken";
     /// to_vm: the frame could not be segmented or completed for a VM without that offload.
     OffloadFailed = "offload_failed";
+    /// to_vm: more frames than are held for a VM that is on its way to another host, or back.
+    HoldFull = "hold_full";
+    /// to_vm: it was held for a VM that did not come back in time, nor was heard elsewhere.
+    HoldExpired = "hold_expired";
+    /// to_vm: no loss: it was held for a VM that has moved, and has followed it.
+    Redirected = "redirected";
     /// to_vm: the host's network stack did not take it.
     HostRefused = "host_refused";
     /// to_vm of an uplink: no member of its team works.

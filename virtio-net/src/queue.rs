@@ -196,6 +196,16 @@ impl QueueState {
         (self.ring.is_none() || !self.enabled).then_some(Stopped::NotReady)
     }
 
+    /// Has its driver used the ring before: here, or where it came from?
+    pub fn has_run(&self) -> bool {
+        // Where a ring starts (virtio 1.3, 2.7.13 and 2.8.10: both wrap counters are 1).
+        match &self.ring {
+            Some(ring @ Ring::Split(_)) => ring.base() != 0,
+            Some(ring @ Ring::Packed(_)) => ring.base() != 1 << 15,
+            None => false,
+        }
+    }
+
     /// Is there a ring?
     pub fn is_running(&self) -> bool {
         self.ring.is_some()

@@ -11,6 +11,7 @@ use tandem_uplink::{
 };
 use tandem_virtio_net::{Counters, Tracepoint};
 
+use super::held;
 use super::neighbours::{Back, NeighbourFile};
 use super::watch::Published;
 use super::{Core, Port};
@@ -87,6 +88,7 @@ impl Core {
         });
         let (home, desk) = (Arc::downgrade(switch), self.announcer.clone());
         let notifier = self.notifier.clone();
+        let held = Arc::downgrade(&port);
         port.attach(
             || Forwarder::new(Arc::clone(switch), id),
             move |event| {
@@ -94,8 +96,10 @@ impl Core {
                 match event {
                     Event::Gone => {
                         switch.forget_learned(id);
-                        switch.renew(id);
+                        // It may be known to be elsewhere by now.
+                        switch.judge_anew();
                     }
+                    Event::Held => held::look_after(&held, &home, id),
                     Event::NewDriver => {
                         switch.forget_neighbours(id);
                         switch.renew(id);

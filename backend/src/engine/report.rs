@@ -120,7 +120,7 @@ fn guest(port: &GuestPort, session: &vhost::SessionStatus, status: PortStatus) -
 fn counters(port: &GuestPort) -> PortCounters {
     let mut sum = PortCounters {
         from_vm: DirectionCounters::from(&*port.from_vm),
-        to_vm: DirectionCounters::default(),
+        to_vm: DirectionCounters::from(&port.to_vm),
     };
     for pair in port.pairs() {
         sum.from_vm.add(&pair.from_vm);

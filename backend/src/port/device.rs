@@ -98,6 +98,7 @@ impl Device for GuestPort {
             pair.wake();
         }
         self.refresh(usize::from(ring / 2));
+        self.end_hold_if_back();
         pair.rouse(ring);
         self.tell_if_back();
         Ok(())
@@ -105,6 +106,7 @@ impl Device for GuestPort {
 
     fn stop_ring(&self, ring: u16) -> Option<u16> {
         let pair = self.pairs.get(usize::from(ring / 2))?;
+        self.hold_before_stop(ring);
         let base = if ring.is_multiple_of(2) {
             lock(&pair.rx).stop()
         } else {
@@ -121,6 +123,7 @@ impl Device for GuestPort {
         if ring.is_multiple_of(2) {
             lock(&pair.rx).set_enabled(on);
             self.refresh(usize::from(ring / 2));
+            self.end_hold_if_back();
         } else {
             lock(&pair.tx).queue.set_enabled(on);
             pair.wake();

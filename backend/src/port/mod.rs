@@ -6,6 +6,7 @@
 //! swap, so that when it returns nobody uses what was before.
 
 mod device;
+mod hold;
 mod pair;
 
 use std::hash::{BuildHasher, Hasher};
@@ -21,7 +22,7 @@ use tandem_virtio_net::queue::Stopped;
 use tandem_virtio_net::ring::{Journal, RingConfig};
 use tandem_virtio_net::spec::*;
 use tandem_virtio_net::wire::{parse, plain_flow};
-use tandem_virtio_net::{BURST, Batch, Counters, Scratch};
+use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
 
 use crate::capture::Captures;
 use crate::sys::JournalFile;
@@ -92,6 +93,9 @@ pub struct GuestPort {
     back: AtomicBool,
     tell: OnceLock<Box<dyn Fn(Event) + Send + Sync>>,
     captures: Captures,
+    hold: hold::Hold,
+    /// Of frames that were held.
+    pub to_vm: Counters,
 }
 
 /// What happens to a port.
@@ -103,6 +107,8 @@ pub enum Event {
     NewDriver,
     /// A driver that was left without a back-end for a while is served again.
     Back,
+    /// Its rings are stopped for a migration; frames for it are held.
+    Held,
     /// What a report says of the port may be different.
     Changed,
 }
@@ -128,6 +134,8 @@ impl GuestPort {
             back: AtomicBool::new(false),
             tell: OnceLock::new(),
             captures,
+            hold: hold::Hold::default(),
+            to_vm: Counters::default(),
         }
     }
 
@@ -216,7 +224,9 @@ impl GuestPort {
         if ring != 1 {
             return;
         }
-        self.back.store(known, Ordering::Relaxed);
+        // One that has run elsewhere has come from there.
+        let arrives = lock(&self.pairs[0].tx).queue.has_run();
+        self.back.store(known || arrives, Ordering::Relaxed);
         if !known {
             self.tell(Event::NewDriver);
         }
@@ -252,6 +262,7 @@ impl GuestPort {
                 self.unpopulated.fetch_and(!(1 << i), Ordering::Relaxed);
             }
         }
+        self.end_hold_if_back();
     }
 
     /// Does the driver notify us of buffers where we see none? It posts those for what it receives
@@ -342,13 +353,63 @@ impl GuestPort {
         }
     }
 
+    /// Whether frames are held for a VM that is on its way.
+    pub fn is_holding(&self) -> bool {
+        self.hold.is_on()
+    }
+
+    /// A batch for [`GuestPort::redirect_held`].
+    pub fn batch_for_held() -> Batch {
+        Batch::with_own_bytes(hold::BATCH)
+    }
+
+    /// Hands the frames that are held to `each`, a burst at a time, which says how many it sent to where
+    /// the VM is now. The rest is dropped.
+    pub fn redirect_held(&self, batch: &mut Batch, mut each: impl FnMut(&mut Batch) -> u64) {
+        self.hold.drain(batch, |batch| {
+            let sent = each(batch);
+            let dropped = batch.len() as u64 - sent;
+            self.to_vm.count_drop(DropReason::Redirected, sent);
+            self.to_vm.count_drop(DropReason::HoldExpired, dropped);
+        });
+    }
+
+    /// Holds frames no more, and drops what is held.
+    pub fn end_hold(&self) {
+        self.hold.end(|batch| {
+            let dropped = batch.len() as u64;
+            self.to_vm.count_drop(DropReason::HoldExpired, dropped);
+        });
+    }
+
+    /// Holds frames from before the last ring is stopped in a migration.
+    fn hold_before_stop(&self, ring: u16) {
+        let bit = 1u32 << (ring / 2);
+        let up = self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed);
+        if ring.is_multiple_of(2) && up == bit && self.log_all() && self.hold.begin() {
+            self.tell(Event::Held);
+        }
+    }
+
+    /// Gives the VM what was held for it, once it has buffers again.
+    fn end_hold_if_back(&self) {
+        if self.hold.is_on() && self.active.load(Ordering::Relaxed) != 0 {
+            let mut scratch = Scratch::default();
+            self.hold.end(|batch| {
+                let (all, n): ([u8; BURST], _) = (std::array::from_fn(|i| i as u8), batch.len());
+                self.deliver_now(batch, &all[..n], &mut scratch);
+            });
+            scratch.call_all();
+        }
+    }
+
     fn log_all(&self) -> bool {
         has(self.acked.load(Ordering::Relaxed), VHOST_F_LOG_ALL)
     }
 }
 
-impl Outlet for GuestPort {
-    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+impl GuestPort {
+    fn deliver_now(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
         let active = self.active.load(Ordering::Relaxed);
         if active & active.wrapping_sub(1) == 0 {
             // One pair, or none: the first one counts what it cannot take.
@@ -362,8 +423,21 @@ impl Outlet for GuestPort {
             self.deliver_spread(batch, frames, scratch, active);
         }
     }
+}
+
+impl Outlet for GuestPort {
+    fn deliver(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+        if self.hold.is_on() && self.hold.keep(batch, frames, &self.to_vm) {
+            return;
+        }
+        self.deliver_now(batch, frames, scratch);
+    }
 
     fn ready(&self) -> bool {
+        self.at_home() || self.hold.is_on()
+    }
+
+    fn at_home(&self) -> bool {
         // In this order: a pair that gets its first buffers goes from one to the other.
         (self.unpopulated.load(Ordering::Acquire) | self.active.load(Ordering::Relaxed)) != 0
     }

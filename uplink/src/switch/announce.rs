@@ -12,6 +12,7 @@ use tandem_virtio_net::wire::ethernet::{TYPE_IPV4, TYPE_RARP};
 use tandem_virtio_net::{BURST, Batch, Scratch};
 
 use super::counters::SwitchCounters;
+use super::mac_table::MacKey;
 use super::neighbour::{self, Neighbour};
 use super::snapshot::{Port, Snapshot};
 use super::{Forwarder, PortId, Switch};
@@ -33,6 +34,10 @@ impl Switch {
         };
         neighbour::settle(snapshot.ports().map(Arc::as_ref));
         let mut said = Announcements::default();
+        // Who has not said what addresses it has is known by this one at least.
+        if let Some(mac) = this.mac {
+            said.push(&reverse_arp(mac));
+        }
         for neighbour in this.neighbours.list() {
             said.add(&neighbour);
         }
@@ -60,19 +65,14 @@ impl Switch {
         let Some(uplink) = snapshot.get(id) else {
             return;
         };
-        let learned = self.table.entries();
         let mut said = 0;
         for port in snapshot.ports().filter(|port| port.id != id) {
-            let mine = learned.iter().filter(|(_, o)| *o == port.account.owner);
+            let stations = self.stations(port.id);
             // As if they had said it: where the network gives it back, they are known to be here.
-            for (key, _) in mine.clone() {
-                self.table.learn(*key, &port.account, now.seconds());
+            for (mac, vid) in stations.iter().filter(|(mac, _)| port.mac != Some(*mac)) {
+                let key = MacKey::new(*vid, *mac);
+                self.table.learn(key, &port.account, now.seconds());
             }
-            let mut stations: Vec<(Mac, u16)> =
-                mine.map(|(key, _)| (key.mac(), key.vid())).collect();
-            // Where it has said nothing yet it is nowhere else either, but for the VLAN that it would be in.
-            let class = port.vlan.ingress(None);
-            stations.extend(port.mac.zip(class).map(|(mac, class)| (mac, class.vid)));
             let mut burst = Announcements::default();
             burst.batch.set_source(port.id.slot);
             for (mac, vid) in stations
@@ -82,9 +82,7 @@ impl Switch {
                 if burst.batch.len() == BURST {
                     burst.deliver(uplink);
                 }
-                let added = (burst.batch).push_frame(NetHdr::default(), &reverse_arp(mac));
-                if added.is_ok() {
-                    let at = burst.batch.len() - 1;
+                if let Some(at) = burst.push(&reverse_arp(mac)) {
                     burst.batch.set_tag(at, uplink.vlan.egress(Class::of(vid)));
                     said += 1;
                 }
@@ -165,8 +163,11 @@ impl Default for Announcements {
 impl Announcements {
     /// Adds one; its place in the batch.
     fn add(&mut self, neighbour: &Neighbour) -> Option<usize> {
-        let frame = neighbour.announcement();
-        let added = self.batch.push_frame(NetHdr::default(), &frame);
+        self.push(&neighbour.announcement())
+    }
+
+    fn push(&mut self, frame: &[u8]) -> Option<usize> {
+        let added = self.batch.push_frame(NetHdr::default(), frame);
         added.ok().map(|()| self.batch.len() - 1)
     }
 

@@ -12,6 +12,7 @@ mod mac_table;
 mod neighbour;
 mod pipeline;
 mod port;
+mod redirect;
 mod snapshot;
 mod verdict;
 
@@ -23,7 +24,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use self::flow_cache::Budget;
-use self::mac_table::{Account, MacTable, Owner};
+use self::mac_table::{Account, MacKey, MacTable, Owner};
 use self::neighbour::Neighbours;
 use self::port::check_mac;
 use self::snapshot::{Port, Snapshot};
@@ -348,16 +349,41 @@ impl Switch {
     /// What was behind a port is gone, or is back: all verdicts are found anew, and its fixed address is
     /// nowhere else until it is heard there.
     pub fn renew(&self, id: PortId) {
-        let mut control = self.lock();
-        let current = self.snapshot.load_full();
-        let Some(port) = current.get(id) else {
-            return;
-        };
-        if let Some(mac) = port.mac {
+        if let Some(mac) = self.snapshot.load().get(id).and_then(|port| port.mac) {
             self.table.forget(mac);
         }
+        self.judge_anew();
+    }
+
+    /// All verdicts are found anew.
+    pub fn judge_anew(&self) {
+        let mut control = self.lock();
+        let current = self.snapshot.load_full();
         let ports = current.clone_ports();
         self.publish(&mut control, current, ports);
+    }
+
+    /// The stations behind a port: that of its fixed address, and those learned, with their VLANs.
+    pub fn stations(&self, id: PortId) -> Vec<(Mac, u16)> {
+        let snapshot = self.snapshot.load();
+        let Some(port) = snapshot.get(id) else {
+            return Vec::new();
+        };
+        let entries = self.table.entries();
+        let mine = entries.iter().filter(|(_, o)| *o == port.account.owner);
+        let mine = mine.map(|(key, _)| (key.mac(), key.vid()));
+        // Where it has said nothing yet it is nowhere else either, but for the VLAN that it would be in.
+        let fixed = port.mac.zip(port.vlan.ingress(None));
+        mine.chain(fixed.map(|(mac, class)| (mac, class.vid)))
+            .collect()
+    }
+
+    /// Whether one of these stations has been heard on another port than `id`.
+    pub fn is_elsewhere(&self, stations: &[(Mac, u16)], id: PortId) -> bool {
+        stations.iter().any(|(mac, vid)| {
+            let found = self.table.find(MacKey::new(*vid, *mac));
+            found.is_some_and(|(owner, _)| owner.port != id.slot)
+        })
     }
 
     /// Whether an address is that of a port, for good or learned there, `but` one.

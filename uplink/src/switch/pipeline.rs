@@ -130,7 +130,7 @@ impl Pipeline<'_> {
         match self.snapshot.fixed(vid, src) {
             Some(port) if port.id == self.port.id => Ok(Some(Pin::NONE)),
             // While nobody is there, its station may be elsewhere: it has moved to another host.
-            Some(port) if self.port.uplink && !port.outlet.ready() => {
+            Some(port) if self.port.uplink && !port.outlet.at_home() => {
                 Ok(self
                     .table
                     .learn(MacKey::new(vid, src), &self.port.account, self.now))
@@ -162,7 +162,11 @@ impl Pipeline<'_> {
             return (Verdict::FLOOD, None);
         };
         if to.id == self.port.id {
-            return (Verdict::drop(DropReason::Hairpin), None);
+            let verdict = match self.left(class.vid, dst) {
+                Some(port) => Verdict::deliver(port.id.slot, port.vlan.egress(class)),
+                None => Verdict::drop(DropReason::Hairpin),
+            };
+            return (verdict, None);
         }
         (
             Verdict::deliver(to.id.slot, to.vlan.egress(class)),
@@ -176,11 +180,17 @@ impl Pipeline<'_> {
             return None;
         }
         let fixed = self.snapshot.fixed(vid, dst);
-        if let Some(port) = fixed.filter(|port| port.outlet.ready()) {
+        if let Some(port) = fixed.filter(|port| port.outlet.at_home()) {
             return Some((port, Pin::NONE));
         }
         let fixed = fixed.map(|port| (port, Pin::NONE));
         self.learned_owner(vid, dst).or(fixed)
+    }
+
+    /// The port that a station has left just now, which still takes frames for it.
+    fn left(&self, vid: u16, dst: Mac) -> Option<&Port> {
+        let fixed = self.snapshot.fixed(vid, dst)?;
+        (fixed.id != self.port.id && fixed.outlet.ready()).then_some(fixed)
     }
 
     fn learned_owner(&self, vid: u16, dst: Mac) -> Option<(&Port, Pin)> {

@@ -19,6 +19,11 @@ pub trait Outlet: Send + Sync {
 
     /// Can it take frames at all? Flooding skips ports that cannot.
     fn ready(&self) -> bool;
+
+    /// Is there a station behind it? While frames only wait for one, it may be heard elsewhere.
+    fn at_home(&self) -> bool {
+        self.ready()
+    }
 }
 
 /// A port of one switch. The id of a removed port is never that of another.

@@ -10,9 +10,9 @@ use tandem_virtio_net::wire::vlan::{TAG_LEN, TPID_CUSTOMER};
 use tandem_virtio_net::wire::{ipv6, protocol};
 use tandem_virtio_net::{BURST, Batch, Call, DropReason, Scratch};
 
-use super::backlog::Backlog;
 use super::table::NEXT_HEADER;
 use crate::Mac;
+use crate::backlog::Backlog;
 use crate::nic::Nic;
 
 /// A member takes what comes in (IEEE 802.1AX, 6.4: collecting).

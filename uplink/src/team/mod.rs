@@ -11,7 +11,6 @@
 //!
 //! What decides which members work has no part in this: it publishes with [`Team::publish`].
 
-mod backlog;
 pub mod distribution;
 mod flowlets;
 pub mod lacp;

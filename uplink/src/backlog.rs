@@ -1,7 +1,6 @@
-//! What waits for a device that has no room at the moment.
+//! What waits: for a device that has no room at the moment, or for a VM that is on its way.
 //!
-//! Frames are copied here by whoever sends them, so that a guest's ring is free for its other frames,
-//! and sent by the device's own thread when there is room. The memory is shared by all ports: one may
+//! Frames are copied here by whoever sends them, so that a guest's ring is free for its other frames. The memory is shared by all ports: one may
 //! take as much as it leaves free (dynamic thresholds, Choudhury and Hahne 1998), so that a single one
 //! has half of it and there is always room for another. The ports take turns by bytes (deficit round
 //! robin, Shreedhar and Varghese 1995), in each of two traffic classes: frames of priority 4 and above
@@ -43,9 +42,17 @@ const NONE: u16 = u16::MAX;
 const _: () = assert!(CHUNKS < NONE as usize && LENGTH + NET_HDR_LEN < CHUNK);
 
 /// Frames of all ports that wait for one device.
-pub(super) struct Backlog {
+pub struct Backlog {
     waiting: AtomicBool,
+    /// Frames with priority do not go first.
+    in_order: bool,
     queues: Mutex<Queues>,
+}
+
+impl Default for Backlog {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 struct Queues {
@@ -74,7 +81,8 @@ struct Queue {
 }
 
 impl Backlog {
-    pub(super) fn new() -> Self {
+    /// One without frames.
+    pub fn new() -> Self {
         let queues = Queues {
             bytes: vec![0; CHUNKS * CHUNK],
             next: (1..=CHUNKS as u16).collect(),
@@ -89,7 +97,16 @@ impl Backlog {
         };
         Self {
             waiting: AtomicBool::new(false),
+            in_order: false,
             queues: Mutex::new(queues),
+        }
+    }
+
+    /// The same whose frames keep their order, whatever their priority.
+    pub fn in_order() -> Self {
+        Self {
+            in_order: true,
+            ..Self::new()
         }
     }
 
@@ -99,17 +116,17 @@ impl Backlog {
 
     /// Are there frames? Then those that come have to wait behind them.
     #[inline]
-    pub(super) fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         self.waiting.load(Ordering::Acquire)
     }
 
     /// Lets frames of a port wait; how many found no room, which are dropped. True if there were none
     /// before: the device's thread is to be told.
-    pub(super) fn push(&self, batch: &mut Batch, frames: &[u8], port: u16) -> (u64, bool) {
+    pub fn push(&self, batch: &mut Batch, frames: &[u8], port: u16) -> (u64, bool) {
         let mut queues = self.lock();
         let mut dropped = 0;
         for &i in frames {
-            if !queues.push(batch, i.into(), port) {
+            if !queues.push(batch, i.into(), port, self.in_order) {
                 batch.set_end(i.into(), DropReason::UplinkFull);
                 dropped += 1;
             }
@@ -121,7 +138,7 @@ impl Backlog {
 
     /// Moves frames of one port into `batch`, which is empty and has own bytes, and names it as their
     /// source; none: nothing waits any more, and those that come need not.
-    pub(super) fn pull(&self, batch: &mut Batch) {
+    pub fn pull(&self, batch: &mut Batch) {
         let mut queues = self.lock();
         while batch.len() < BURST && queues.pull(batch) {}
         if batch.is_empty() {
@@ -131,14 +148,11 @@ impl Backlog {
 }
 
 impl Queues {
-    fn push(&mut self, batch: &Batch, i: usize, port: u16) -> bool {
+    fn push(&mut self, batch: &Batch, i: usize, port: u16, in_order: bool) -> bool {
         let len = NET_HDR_LEN + batch.frame_len(i);
         let chunks = (LENGTH + len).div_ceil(CHUNK) as u16;
-        let class = usize::from(
-            batch
-                .tag(i)
-                .is_some_and(|tci| Tci(tci).pcp() >= HIGH_PRIORITY),
-        );
+        let is_high = |tci| !in_order && Tci(tci).pcp() >= HIGH_PRIORITY;
+        let class = usize::from(batch.tag(i).is_some_and(is_high));
         let Some(queues) = self.ports.get(usize::from(port)) else {
             return false;
         };

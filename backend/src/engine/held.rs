@@ -1,0 +1,91 @@
+//! Where a VM has gone for which frames are held.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use tandem_uplink::{Mac, PortId, Switch};
+use tandem_virtio_net::Scratch;
+
+use crate::port::GuestPort;
+
+/// For how long frames are held: who sent them has not given up on the answer yet, and a VMM that
+/// takes longer to start the VM has failed.
+const LIMIT: Duration = Duration::from_secs(3);
+/// For how long what still comes here follows a VM that has moved.
+const FOLLOW: Duration = Duration::from_secs(2);
+/// How often it is looked whether the VM was heard elsewhere.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Has a thread of its own see to it that what is held for the VM goes where it is. Its stations are
+/// believed to be elsewhere from now on, as soon as they are heard there.
+pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId) {
+    let (Some(this), Some(home)) = (port.upgrade(), switch.upgrade()) else {
+        return;
+    };
+    let stations = home.stations(id);
+    home.forget_learned(id);
+    home.judge_anew();
+    let (port, switch) = (port.clone(), switch.clone());
+    let name: String = this
+        .name()
+        .chars()
+        .filter(char::is_ascii)
+        .take(10)
+        .collect();
+    let thread = std::thread::Builder::new().name(format!("{name} hold"));
+    let started = thread.spawn(move || wait(&port, &switch, id, &stations));
+    if let Err(e) = started {
+        warn!("port {}: frames are not held: {e}", this.name());
+        this.end_hold();
+    }
+}
+
+fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(Mac, u16)]) {
+    let mut end = Instant::now() + LIMIT;
+    let (mut batch, mut scratch) = (GuestPort::batch_for_held(), Scratch::default());
+    let (mut moved, mut sent, source) = (false, 0, own_address());
+    loop {
+        std::thread::sleep(LOOK);
+        let (Some(port), Some(switch)) = (port.upgrade(), switch.upgrade()) else {
+            return;
+        };
+        if !port.is_holding() {
+            // Its rings run again; it is nowhere else.
+            return switch.renew(id);
+        }
+        if !moved && switch.is_elsewhere(stations, id) {
+            (moved, end) = (true, Instant::now() + FOLLOW);
+            switch.judge_anew();
+            info!(
+                "port {}: its VM has moved; what is for it follows it",
+                port.name()
+            );
+        }
+        if moved {
+            port.redirect_held(&mut batch, |batch| {
+                let now = switch.redirect(id, batch, source, &mut scratch);
+                sent += now;
+                now
+            });
+            scratch.call_all();
+        }
+        if Instant::now() < end {
+            continue;
+        }
+        port.end_hold();
+        switch.judge_anew();
+        match moved {
+            true => info!("port {}: {sent} frames followed its VM", port.name()),
+            false => warn!("port {}: its VM was not heard again in time", port.name()),
+        }
+        return;
+    }
+}
+
+/// A source address that is nobody's: random, and locally administered (IEEE 802, 8.4).
+fn own_address() -> Mac {
+    let [a, b, c, d, e, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    Mac([2, a, b, c, d, e])
+}

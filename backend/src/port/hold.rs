@@ -1,0 +1,89 @@
+//! Frames for a VM that is on its way: from when its rings are stopped, while its writes are logged for
+//! a migration, until they are started again, here or on another host.
+//!
+//! ```text
+//!   rings run ──► stopped, with the log on ──► held ─┬─ started again here ──► into the rings, in order
+//!                                                    ├─ heard elsewhere ─────► there, for 2 s
+//!                                                    └─ nothing for 3 s ─────► dropped
+//! ```
+//!
+//! While frames are held everyone appends: none overtakes another. 2 MiB at most. A network takes a
+//! while to send what is for the VM to where it is now: what still comes here follows it.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tandem_uplink::backlog::Backlog;
+use tandem_virtio_net::{Batch, Counters, DropReason};
+
+use super::lock;
+
+/// Own bytes of a batch for frames that were held.
+pub(super) const BATCH: usize = 512 * 1024;
+
+/// The frames that are held for one port.
+#[derive(Default)]
+pub(super) struct Hold {
+    on: AtomicBool,
+    held: Mutex<Option<Backlog>>,
+}
+
+impl Hold {
+    #[inline]
+    pub(super) fn is_on(&self) -> bool {
+        self.on.load(Ordering::Acquire)
+    }
+
+    /// Holds frames from now on. False: it did already.
+    pub(super) fn begin(&self) -> bool {
+        let mut held = lock(&self.held);
+        let begins = held.is_none();
+        if begins {
+            *held = Some(Backlog::in_order());
+            self.on.store(true, Ordering::Release);
+        }
+        begins
+    }
+
+    /// Holds these frames. False: they need not be held any more.
+    #[cold]
+    pub(super) fn keep(&self, batch: &mut Batch, frames: &[u8], to_vm: &Counters) -> bool {
+        match &*lock(&self.held) {
+            Some(held) => {
+                let (dropped, _) = held.push(batch, frames, 0);
+                to_vm.count_drop(DropReason::HoldFull, dropped);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Hands all frames to `each`, in order, a burst at a time, and goes on holding those that come.
+    pub(super) fn drain(&self, batch: &mut Batch, each: impl FnMut(&mut Batch)) {
+        if let Some(held) = &*lock(&self.held)
+            && held.is_waiting()
+        {
+            hand_over(held, batch, each);
+        }
+    }
+
+    /// The same, and holds none any more. Who has one meanwhile waits until this is done.
+    pub(super) fn end(&self, each: impl FnMut(&mut Batch)) {
+        let mut held = lock(&self.held);
+        if let Some(held) = held.take() {
+            hand_over(&held, &mut Batch::with_own_bytes(BATCH), each);
+        }
+        self.on.store(false, Ordering::Release);
+    }
+}
+
+fn hand_over(held: &Backlog, batch: &mut Batch, mut each: impl FnMut(&mut Batch)) {
+    loop {
+        held.pull(batch);
+        if batch.is_empty() {
+            return;
+        }
+        each(batch);
+        batch.clear();
+    }
+}
