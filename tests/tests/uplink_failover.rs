@@ -334,7 +334,15 @@ fn frames_from_the_wire_go_on() -> Result<()> {
             }
             let arrivals = (heard.into_iter().zip(0..)).filter_map(|(frame, n)| {
                 let at = Duration::from_nanos(n);
-                Arrival::of(&Heard { at, frame }, 1)
+                let outgoing = false;
+                Arrival::of(
+                    &Heard {
+                        at,
+                        outgoing,
+                        frame,
+                    },
+                    1,
+                )
             });
             let outcome = Outcome::of(&flows, arrivals.collect());
             let (lost, duplicates) = (outcome.lost(), outcome.duplicates());

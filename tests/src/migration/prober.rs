@@ -253,7 +253,7 @@ impl Log {
         gaps.max_by_key(Gap::length).unwrap_or_default()
     }
 
-    /// The longest time from a request to its answer, of those sent in a span.
+    /// The longest time from a request to its answer.
     pub fn slowest(&self) -> Duration {
         let taken = |probe: &Probe| Some(probe.answered()?.saturating_sub(probe.sent));
         self.probes

@@ -43,8 +43,9 @@ struct Way {
 impl Way {
     fn text(&self) -> String {
         match (&self.to[..], &self.from[..]) {
-            ([], []) => "seen nowhere".into(),
+            ([], []) => "on no cable".into(),
             (to, []) => format!("went to {}, not answered", hosts(to)),
+            ([], from) => format!("on no cable, answered from {}", hosts(from)),
             (to, from) => format!("went to {}, answered from {}", hosts(to), hosts(from)),
         }
     }
@@ -180,6 +181,11 @@ fn name(request: u32) -> String {
         request::ADD_MEM_REG => "ADD_MEM_REG",
         request::SET_DEVICE_STATE_FD => "SET_DEVICE_STATE_FD",
         request::CHECK_DEVICE_STATE => "CHECK_DEVICE_STATE",
+        request::GET_PROTOCOL_FEATURES => "GET_PROTOCOL_FEATURES",
+        request::SET_PROTOCOL_FEATURES => "SET_PROTOCOL_FEATURES",
+        request::GET_QUEUE_NUM => "GET_QUEUE_NUM",
+        request::SET_VRING_ERR => "SET_VRING_ERR",
+        request::GET_MAX_MEM_SLOTS => "GET_MAX_MEM_SLOTS",
         other => return format!("request {other}"),
     };
     known.into()

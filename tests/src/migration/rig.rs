@@ -137,11 +137,8 @@ impl Rig {
 
     /// Listens on the uplinks.
     pub fn watch(&self) -> Result<Watch> {
-        let sockets = |i: usize| -> Result<[Socket; 2]> {
-            let to = Socket::open(&self.hosts[i].net, &format!("u{i}"))?;
-            Ok([to, Socket::open(&self.wire, &format!("f{i}"))?])
-        };
-        Ok(Watch::start(VM.mac, [sockets(0)?, sockets(1)?]))
+        let socket = |i: usize| Socket::open(&self.wire, &format!("f{i}"));
+        Ok(Watch::start(VM.mac, [socket(0)?, socket(1)?]))
     }
 }
 

@@ -166,26 +166,27 @@ impl Vm {
         Ok((stop.at, [time("downtime"), time("total-time")]))
     }
 
-    /// Moves the VM to the other host, and ends QEMU on this one once it runs there.
-    pub fn migrate(&mut self) -> Result<Moved> {
+    /// Moves the VM to the other host. Also what is left of QEMU on this one, which goes with the value.
+    pub fn migrate(&mut self) -> Result<(Moved, Instance)> {
         let mut to = self.destination(&[])?;
         self.begin(&to, UNLIMITED)?;
         let (stopped, [downtime, total]) = self.complete(&to)?;
         let resumed = to
             .qmp
             .wait_event("RESUME", |event| event.name == "RESUME")?;
-        self.settle(to);
-        Ok(Moved {
+        let left = self.settle(to);
+        let moved = Moved {
             stopped,
             resumed: resumed.at,
             downtime,
             total,
-        })
+        };
+        Ok((moved, left))
     }
 
-    /// The VM is `to` from now on; what is left here ends.
-    pub fn settle(&mut self, to: Instance) {
-        self.here = to;
+    /// The VM is `to` from now on; what is left here.
+    pub fn settle(&mut self, to: Instance) -> Instance {
+        std::mem::replace(&mut self.here, to)
     }
 
     /// Waits for the end of a migration that does not go through; how it ended.

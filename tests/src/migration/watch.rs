@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::prober::Echo;
 use crate::uplink::Socket;
+use crate::uplink::socket::Heard;
 
 /// How long a thread that is to stop may go on listening.
 const TURN: Duration = Duration::from_millis(50);
@@ -54,7 +55,7 @@ fn kind(frame: &[u8]) -> Kind {
     }
 }
 
-/// Threads that listen at both ends of each host's cable.
+/// Threads that listen at the switch's end of each host's cable.
 #[derive(Debug)]
 pub struct Watch {
     stop: Arc<AtomicBool>,
@@ -62,26 +63,15 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Listens for frames of the VM with this address. Each host has a socket for what goes to it, and
-    /// one for what comes from it.
-    pub fn start(vm: [u8; 6], hosts: impl IntoIterator<Item = [Socket; 2]>) -> Self {
+    /// Listens for frames to and from this address, at one socket for each host: what is sent there
+    /// goes to the host, what comes in is from it.
+    pub fn start(vm: [u8; 6], hosts: impl IntoIterator<Item = Socket>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        for (host, [to, from]) in hosts.into_iter().enumerate() {
-            for (socket, from_vm) in [(to, false), (from, true)] {
-                let stop = Arc::clone(&stop);
-                threads.push(std::thread::spawn(move || {
-                    let wanted = |frame: &[u8]| frame[if from_vm { 6..12 } else { 0..6 }] == vm;
-                    listen(socket, &stop, |at, frame| {
-                        wanted(frame).then(|| Sighting {
-                            at,
-                            host,
-                            from_vm,
-                            kind: kind(frame),
-                        })
-                    })
-                }));
-            }
+        for (host, socket) in hosts.into_iter().enumerate() {
+            let stop = Arc::clone(&stop);
+            let thread = std::thread::spawn(move || listen(socket, &stop, host, vm));
+            threads.push(thread);
         }
         Self { stop, threads }
     }
@@ -108,12 +98,29 @@ impl Drop for Watch {
 fn listen(
     mut socket: Socket,
     stop: &AtomicBool,
-    of: impl Fn(Duration, &[u8]) -> Option<Sighting>,
+    host: usize,
+    vm: [u8; 6],
 ) -> Result<Vec<Sighting>> {
     let mut seen = Vec::new();
     while !stop.load(Ordering::Acquire) {
         let heard = socket.recv(TURN)?.filter(|heard| heard.frame.len() >= 14);
-        seen.extend(heard.and_then(|heard| of(heard.at, &heard.frame)));
+        let Some(Heard {
+            at,
+            outgoing,
+            frame,
+        }) = heard
+        else {
+            continue;
+        };
+        let address = if outgoing { &frame[..6] } else { &frame[6..12] };
+        if address == vm {
+            seen.push(Sighting {
+                at,
+                host,
+                from_vm: !outgoing,
+                kind: kind(&frame),
+            });
+        }
     }
     Ok(seen)
 }

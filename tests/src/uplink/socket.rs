@@ -35,6 +35,8 @@ pub struct Socket {
 pub struct Heard {
     /// When the kernel had it, since 1970: in this order frames came in, by whatever device.
     pub at: Duration,
+    /// Another on this side has sent it.
+    pub outgoing: bool,
     /// Its bytes.
     pub frame: Vec<u8>,
 }
@@ -120,9 +122,12 @@ impl Socket {
             }
             _ => None,
         });
+        let from = message.address.context("no address")?;
+        let outgoing = from.pkttype() == libc::PACKET_OUTGOING;
         let (at, bytes) = (at.context("no time of arrival")?, message.bytes);
         Ok(Some(Heard {
             at,
+            outgoing,
             frame: self.buffer[..bytes].to_vec(),
         }))
     }

@@ -330,14 +330,17 @@ pub(super) fn send_frames(file: &File, batch: &mut Batch, frames: &[u8]) -> io::
         let mut fits = true;
         batch.io_slices(i.into(), |base, len| {
             // The first has the vnet header, of which the socket takes less.
-            let head = [(0, PACKET_HDR_LEN), (NET_HDR_LEN, len - NET_HDR_LEN)];
-            let whole = [(0, len)];
-            let parts: &[(usize, usize)] = if used == start { &head } else { &whole };
-            for (at, len) in parts {
+            let (first, rest) = if used == start {
+                let frame = (NET_HDR_LEN, len - NET_HDR_LEN);
+                ((0, PACKET_HDR_LEN), Some(frame))
+            } else {
+                ((0, len), None)
+            };
+            for (at, len) in [first].into_iter().chain(rest) {
                 match buffers.get_mut(used) {
                     Some(buffer) => {
-                        buffer.iov_base = base.wrapping_add(*at).cast_mut().cast();
-                        buffer.iov_len = *len;
+                        buffer.iov_base = base.wrapping_add(at).cast_mut().cast();
+                        buffer.iov_len = len;
                         used += 1;
                     }
                     None => fits = false,
