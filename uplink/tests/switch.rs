@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{Port, SECOND, access, frame, mac, tagged, trunk};
-use tandem_uplink::switch::{MacEntry, SwitchError};
+use tandem_uplink::switch::{MacEntry, Neighbour, SwitchError};
 use tandem_uplink::{Mac, Now, PortPolicy, StormLimit, Switch, SwitchConfig};
 use tandem_virtio_net::DropReason;
 
@@ -478,6 +478,66 @@ fn ports_are_checked_and_ids_are_not_used_again() {
     let mut names: Vec<_> = switch.ports().into_iter().map(|p| p.name).collect();
     names.sort();
     assert_eq!(names, ["a", "b", "c"]);
+}
+
+/// A VM comes from another host with the addresses that were known of it there.
+#[test]
+fn what_is_known_from_elsewhere_is_believed_like_frames() {
+    let switch = switch();
+    let mut vm = Port::add(&switch, "vm", |spec| {
+        spec.vlan = trunk("10,20", None);
+        spec.mac_limit = 3;
+    });
+    let mut other = Port::add(&switch, "other", |spec| {
+        spec.vlan = access(10);
+        spec.mac = Some(mac(7));
+    });
+    let known = [
+        (mac(1), 10),
+        (mac(1), 20),
+        (mac(2), 30), // not one of its VLANs
+        (mac(3), 0),
+        (mac(7), 10), // another port's
+        (Mac::BROADCAST, 10),
+        (mac(4), 20),
+        (mac(5), 20), // one too many
+    ];
+    assert_eq!(switch.learn(vm.id, &known, Now(0)), 3);
+    assert_eq!(switch.learned_macs(vm.id), [mac(1), mac(4)]);
+    other.send(&[frame(mac(1), mac(7), 1)], 0);
+    assert_eq!((numbers(&vm), switch.counters().unicast), (vec![1], 1));
+    // The neighbours replace those heard before, and are as good as heard.
+    let neighbour = |ip: &str, n: u32, vlan: Option<u16>| Neighbour {
+        ip: ip.parse().unwrap(),
+        mac: mac(n),
+        vlan,
+        router: false,
+    };
+    let own = [
+        neighbour("10.0.0.2", 1, Some(10)),
+        neighbour("10.0.0.1", 1, Some(10)),
+    ];
+    let of_others = [
+        neighbour("10.0.0.3", 1, Some(30)),
+        neighbour("10.0.0.4", 7, Some(10)),
+        neighbour("224.0.0.1", 1, Some(10)),
+    ];
+    switch.set_neighbours(vm.id, [&of_others[..], &own].concat());
+    assert_eq!(switch.neighbours(vm.id), own);
+    switch.set_neighbours(other.id, vec![neighbour("10.0.0.1", 7, None)]);
+    switch.age(Now(0));
+    assert_eq!(
+        switch.neighbours(vm.id),
+        own[..1],
+        "claimed later elsewhere"
+    );
+    assert_eq!(switch.neighbours(other.id).len(), 1);
+    // A port that is gone is none of this.
+    vm.send(&[tagged(Mac::BROADCAST, mac(1), &[10], 2)], 0);
+    switch.remove_port(vm.id);
+    assert_eq!(switch.learn(vm.id, &known, Now(0)), 0);
+    switch.set_neighbours(vm.id, own.to_vec());
+    assert!(switch.neighbours(vm.id).is_empty());
 }
 
 #[test]

@@ -20,6 +20,11 @@ macro_rules! drop_reasons {
             pub const fn name(self) -> &'static str {
                 match self { $(DropReason::$name => $text,)* }
             }
+
+            /// The reason of that name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($text => Some(DropReason::$name),)* _ => None }
+            }
         }
     };
 }
@@ -120,6 +125,16 @@ impl Counters {
     pub fn count_drop(&self, reason: DropReason, frames: u64) {
         if frames != 0 {
             self.drops[reason as usize].fetch_add(frames, Ordering::Relaxed);
+        }
+    }
+
+    /// Goes on from what was counted elsewhere, instead of what was counted here. What is counted while
+    /// this runs may be lost, but for what comes after.
+    pub fn set(&self, frames: u64, bytes: u64, drops: impl Fn(DropReason) -> u64) {
+        self.frames.store(frames, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        for reason in DropReason::ALL {
+            self.drops[*reason as usize].store(drops(*reason), Ordering::Relaxed);
         }
     }
 

@@ -13,6 +13,7 @@ mod neighbour;
 mod pipeline;
 mod port;
 mod redirect;
+mod restore;
 mod snapshot;
 mod verdict;
 

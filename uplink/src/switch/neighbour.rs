@@ -247,6 +247,16 @@ impl Neighbours {
         self.lock().iter().map(|(n, _)| *n).collect()
     }
 
+    /// Has `known` instead, those heard last first; all heard now.
+    pub(super) fn replace(&self, known: Vec<Neighbour>) {
+        let stations = known.into_iter().filter(Neighbour::is_station);
+        let mut list: Vec<_> = stations.take(MAX_NEIGHBOURS).map(|n| (n, 0)).collect();
+        for (_, heard) in list.iter_mut().rev() {
+            *heard = HEARD.fetch_add(1, Relaxed);
+        }
+        *self.lock() = list;
+    }
+
     /// Forgets all.
     pub(super) fn clear(&self) {
         self.lock().clear();

@@ -126,7 +126,7 @@ impl Pipeline<'_> {
     }
 
     /// Where the source address is noted, if it is. An error: it belongs to another port.
-    fn source(&self, vid: u16, src: Mac) -> Result<Option<Pin>, ()> {
+    pub(super) fn source(&self, vid: u16, src: Mac) -> Result<Option<Pin>, ()> {
         match self.snapshot.fixed(vid, src) {
             Some(port) if port.id == self.port.id => Ok(Some(Pin::NONE)),
             // While nobody is there, its station may be elsewhere: it has moved to another host.
