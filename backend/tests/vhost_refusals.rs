@@ -405,17 +405,12 @@ fn unknown_messages_are_answered_and_counted() {
     // Those that have.
     assert_eq!(vmm.ask(Request::GET_STATUS, &[]), [0; 8]);
     assert_eq!(vmm.ask(Request::GET_INFLIGHT_FD, &[0; 20]), [0; 24]);
-    assert_eq!(
-        vmm.ask(Request::SET_DEVICE_STATE_FD, &[0; 8]),
-        u64_body(0x101)
-    );
-    assert_eq!(vmm.ask(Request::CHECK_DEVICE_STATE, &[]), u64_body(1));
     assert!(vmm.ask(Request::POSTCOPY_ADVISE, &[]).is_empty());
     assert!(vmm.ask(Request::GET_SHARED_OBJECT, &[0; 16]).is_empty());
     assert_eq!(vmm.ask(Request::GET_SHMEM_CONFIG, &[])[..4], [0; 4]);
     drop(vmm);
     let status = rig.until("down", |s| !s.connected);
-    assert_eq!(status.unsupported_messages, counted + 7);
+    assert_eq!(status.unsupported_messages, counted + 5);
     assert_eq!(rig.device.events(), [Event::Connected, Event::Disconnected]);
 }
 

@@ -2,11 +2,15 @@
 
 mod vhost_support;
 
+use std::io::{Read, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::ftruncate;
 use rustix::io::pread;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection as TransferDirection, VhostTransferStatePhase as TransferPhase,
+    VhostUserConfigFlags, VhostUserHeaderFlag,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_support::*;
@@ -150,6 +154,56 @@ fn cloud_hypervisor_connects() {
     assert_eq!(rig.device.events().last(), Some(&Event::Log(true)));
     (0..4).for_each(|i| assert_eq!(f.get_vring_base(i).unwrap(), 0));
     assert_eq!(rig.device.count(|e| matches!(e, Event::Stop(..))), 4);
+}
+
+#[test]
+fn the_state_is_saved_and_loaded() {
+    let rig = Rig::new(1);
+    let mut f = Frontend::connect(&rig.path, 2).unwrap();
+    f.set_owner().unwrap();
+    f.get_features().unwrap();
+    let protocol = f.get_protocol_features().unwrap();
+    f.set_protocol_features(protocol).unwrap();
+    rig.device.forget();
+    let (mut reads, writes) = pipe().unwrap();
+    let start = |direction, fd| {
+        let channel = f.set_device_state_fd(direction, TransferPhase::STOPPED, fd);
+        assert!(channel.unwrap().is_none(), "the VMM's pipe is used");
+    };
+    start(TransferDirection::SAVE, writes.into());
+    let mut saved = Vec::new();
+    reads.read_to_end(&mut saved).unwrap();
+    f.check_device_state().unwrap();
+    let load = |state: &[u8]| {
+        let (reads, mut writes) = pipe().unwrap();
+        start(TransferDirection::LOAD, reads.into());
+        writes.write_all(state).unwrap();
+        drop(writes);
+        f.check_device_state()
+    };
+    load(&saved).unwrap();
+    assert_eq!(rig.endpoint.status().last_error, None);
+    assert!(load(b"as it was").is_err());
+    let status = rig.endpoint.status();
+    assert!(
+        status
+            .last_error
+            .unwrap()
+            .ends_with("it is another device's")
+    );
+    assert!(
+        status.reason.unwrap().contains("not started the NIC"),
+        "that is why it is down"
+    );
+    let expected = [
+        Event::Save,
+        Event::Load(saved.clone()),
+        Event::Load(b"as it was".to_vec()),
+    ];
+    assert_eq!(rig.device.events(), expected);
+    // It is put right.
+    load(&saved).unwrap();
+    assert_eq!(rig.endpoint.status().last_error, None);
 }
 
 #[test]

@@ -75,6 +75,7 @@ impl Core {
             queue_pairs: config.queue_pairs,
             mtu: config.mtu,
             failover: config.failover,
+            feature_level: config.feature_level,
             journal: Some(self.options.run_dir.join(format!("{}.rings", config.name))),
         }));
         let outlet: Arc<dyn Outlet> = port.clone();
@@ -89,29 +90,26 @@ impl Core {
         let (home, desk) = (Arc::downgrade(switch), self.announcer.clone());
         let notifier = self.notifier.clone();
         let held = Arc::downgrade(&port);
-        port.attach(
-            || Forwarder::new(Arc::clone(switch), id),
-            move |event| {
-                let Some(switch) = home.upgrade() else { return };
-                match event {
-                    Event::Gone => {
-                        switch.forget_learned(id);
-                        // It may be known to be elsewhere by now.
-                        switch.judge_anew();
-                    }
-                    Event::Held => held::look_after(&held, &home, id),
-                    Event::NewDriver => {
-                        switch.forget_neighbours(id);
-                        switch.renew(id);
-                    }
-                    Event::Back => {
-                        switch.renew(id);
-                        desk.is_back(Back(home.clone(), id));
-                    }
-                    Event::Changed => notifier.notify(),
+        port.attach((switch, id), move |event| {
+            let Some(switch) = home.upgrade() else { return };
+            match event {
+                Event::Gone => {
+                    switch.forget_learned(id);
+                    // It may be known to be elsewhere by now.
+                    switch.judge_anew();
                 }
-            },
-        );
+                Event::Held => held::look_after(&held, &home, id),
+                Event::NewDriver => {
+                    switch.forget_neighbours(id);
+                    switch.renew(id);
+                }
+                Event::Back => {
+                    switch.renew(id);
+                    desk.is_back(Back(home.clone(), id));
+                }
+                Event::Changed => notifier.notify(),
+            }
+        });
         self.workers
             .add_port(&config.vm, Arc::clone(&port))
             .map_err(|e| threads(&e))?;

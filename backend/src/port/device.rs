@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tandem_migration::state::PortState;
 use tandem_virtio_net::Call;
 use tandem_virtio_net::memory::{DirtyLog, Memory};
 use tandem_virtio_net::queue::Stopped;
@@ -50,6 +51,7 @@ impl Device for GuestPort {
             self.refresh(i);
         }
         self.acked.store(0, Ordering::Relaxed);
+        self.give_up_state();
         self.back.store(false, Ordering::Relaxed);
         self.tell(Event::Gone);
     }
@@ -80,6 +82,7 @@ impl Device for GuestPort {
         let Some(pair) = self.pairs.get(usize::from(ring / 2)) else {
             return Ok(());
         };
+        self.settle_in();
         let mut journal = self.journal(ring, &config);
         if ring.is_multiple_of(2) {
             let mut rx = lock(&pair.rx);
@@ -93,7 +96,7 @@ impl Device for GuestPort {
             if tx.queue.start(&config, base, Some(self.config.mtu))? {
                 let goes_on = journal.is_some_and(|j| tx.queue.keep_position(j));
                 drop(tx);
-                self.driver_is(ring, goes_on);
+                self.driver_is(ring, goes_on || self.has_arrived(ring));
             }
             pair.wake();
         }
@@ -161,6 +164,21 @@ impl Device for GuestPort {
             lock(&pair.tx).queue.set_call(call);
         }
         pair.rouse(ring);
+    }
+
+    fn save(&self) -> Result<Vec<u8>, String> {
+        let state = self.state().to_bytes().map_err(|e| e.to_string())?;
+        // Should the VM stay after all, its driver goes on.
+        self.expect_driver();
+        Ok(state)
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), String> {
+        let state = PortState::try_from(state).map_err(|e| e.to_string())?;
+        let ours = self.identity();
+        state.identity.check(&ours).map_err(|e| e.to_string())?;
+        *lock(&self.brought) = Some(state);
+        Ok(())
     }
 
     fn changed(&self) {

@@ -8,16 +8,18 @@
 mod device;
 mod hold;
 mod pair;
+mod state;
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
 use log::warn;
-use tandem_uplink::{Forwarder, Outlet};
+use tandem_migration::state::PortState;
+use tandem_uplink::{Forwarder, Outlet, PortId, Switch};
 use tandem_virtio_net::queue::Stopped;
 use tandem_virtio_net::ring::{Journal, RingConfig};
 use tandem_virtio_net::spec::*;
@@ -70,6 +72,8 @@ pub struct GuestPortConfig {
     pub mtu: u16,
     /// The guest pairs this NIC with a VF: it must not announce by itself.
     pub failover: bool,
+    /// The set of features that is offered.
+    pub feature_level: u32,
     /// Where positions of rings are kept that must outlive us; nowhere: a crash loses them.
     pub journal: Option<PathBuf>,
 }
@@ -91,6 +95,12 @@ pub struct GuestPort {
     journal: Mutex<Option<JournalFile>>,
     /// The driver is one that we served before, and is about to be served again.
     back: AtomicBool,
+    /// What was brought from another host, until the driver goes on here.
+    brought: Mutex<Option<PortState>>,
+    /// The driver that starts next is the one that a state was loaded or saved of.
+    arrived: AtomicBool,
+    /// Its place on the switch.
+    place: OnceLock<(Weak<Switch>, PortId)>,
     tell: OnceLock<Box<dyn Fn(Event) + Send + Sync>>,
     captures: Captures,
     hold: hold::Hold,
@@ -132,6 +142,9 @@ impl GuestPort {
             hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
             journal: Mutex::default(),
             back: AtomicBool::new(false),
+            brought: Mutex::default(),
+            arrived: AtomicBool::new(false),
+            place: OnceLock::new(),
             tell: OnceLock::new(),
             captures,
             hold: hold::Hold::default(),
@@ -201,15 +214,17 @@ impl GuestPort {
         self.pairs.iter().any(stuck)
     }
 
-    /// Gives each pair what forwards its frames, and the port whom to tell what happens to it.
+    /// Gives the port its place on the switch, each pair what forwards its frames, and the port whom to
+    /// tell what happens to it.
     pub fn attach(
         &self,
-        mut forwarder: impl FnMut() -> Forwarder,
+        (switch, id): (&Arc<Switch>, PortId),
         tell: impl Fn(Event) + Send + Sync + 'static,
     ) {
+        let _ = self.place.set((Arc::downgrade(switch), id));
         let _ = self.tell.set(Box::new(tell));
         for pair in &self.pairs {
-            lock(&pair.tx).forwarder = Some(forwarder());
+            lock(&pair.tx).forwarder = Some(Forwarder::new(Arc::clone(switch), id));
         }
     }
 

@@ -6,6 +6,9 @@ use std::io;
 use std::sync::{Arc, MutexGuard};
 
 use vhost::vhost_user::VhostUserProtocolFeatures as ProtocolFeatures;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection as TransferDirection, VhostTransferStatePhase,
+};
 use vhost_user_backend::{
     VhostUserBackend, VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT,
 };
@@ -23,7 +26,8 @@ pub(super) const OFFERED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::CONFIG)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
-    .union(ProtocolFeatures::LOG_SHMFD);
+    .union(ProtocolFeatures::LOG_SHMFD)
+    .union(ProtocolFeatures::DEVICE_STATE);
 
 /// A session as the crate sees it.
 #[derive(Clone)]
@@ -75,6 +79,21 @@ impl VhostUserBackend for Backend {
     fn stop_vring(&self, ring: u32) -> io::Result<()> {
         self.0.stop(ring as u16); // an index the crate has checked
         Ok(())
+    }
+
+    /// Over the VMM's pipe, never one of ours.
+    fn set_device_state_fd(
+        &self,
+        direction: TransferDirection,
+        _: VhostTransferStatePhase, // there is only one: all rings are stopped
+        file: File,
+    ) -> io::Result<Option<File>> {
+        let load = direction == TransferDirection::LOAD;
+        self.0.transfer_state(load, file).map(|()| None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        self.0.check_state()
     }
 
     fn handle_event(&self, _: u16, _: EventSet, _: &[Ring], _: usize) -> io::Result<()> {

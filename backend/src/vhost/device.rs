@@ -64,6 +64,19 @@ pub trait Device: Send + Sync + 'static {
     /// The eventfd (non-blocking) by which the guest is notified; none: it polls.
     fn set_call(&self, ring: u16, call: Option<OwnedFd>);
 
+    /// What the device takes along when its VM moves; the rings are stopped.
+    ///
+    /// # Errors
+    /// In words, why it cannot.
+    fn save(&self) -> Result<Vec<u8>, String>;
+
+    /// Takes what the device was on another host, whole or not at all; the rings are stopped. It
+    /// counts from the next start of a ring on: before, nobody knows whether the VM will run here.
+    ///
+    /// # Errors
+    /// In words, why it is refused and what to do.
+    fn load(&self, state: &[u8]) -> Result<(), String>;
+
     /// Something that a report of the port says may be different now. Must not block.
     fn changed(&self) {}
 

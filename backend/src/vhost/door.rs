@@ -135,7 +135,7 @@ impl Door {
         self.exchange(request, body, &[]).map(|reply| reply.body)
     }
 
-    fn exchange(
+    pub(super) fn exchange(
         &mut self,
         request: Request,
         body: &[u8],

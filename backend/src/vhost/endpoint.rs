@@ -233,7 +233,8 @@ impl Endpoint {
     /// once; [`Device::disconnected`] follows.
     pub fn disconnect(&self, reason: String) {
         let mut state = self.shared.state();
-        if state.session.is_some() {
+        if let Some(session) = &state.session {
+            session.cancel_transfer();
             state.disconnect = Some(reason);
             self.shared.wake();
         }
@@ -242,7 +243,12 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.shared.state().stop = true;
+        let mut state = self.shared.state();
+        state.stop = true;
+        if let Some(session) = &state.session {
+            session.cancel_transfer();
+        }
+        drop(state);
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -30,6 +30,8 @@ fn shape(request: Request) -> Option<(std::ops::RangeInclusive<usize>, usize)> {
         R::SET_VRING_ADDR => (40..=40, 0),
         R::SET_VRING_KICK | R::SET_VRING_CALL | R::SET_VRING_ERR => (8..=8, 1),
         R::GET_CONFIG => (12..=wire::MAX_BODY, 0),
+        R::SET_DEVICE_STATE_FD => (8..=8, 1),
+        R::CHECK_DEVICE_STATE => (0..=0, 0),
         _ => return None,
     })
 }
@@ -93,6 +95,9 @@ impl Door {
             }
             Request::SET_FEATURES => self.set_features(message),
             Request::GET_CONFIG => self.get_config(message),
+            Request::SET_DEVICE_STATE_FD | Request::CHECK_DEVICE_STATE => {
+                self.device_state(request, message)
+            }
             // GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_MAX_MEM_SLOTS.
             _ => Ok(answer(header, &self.ask(request, body)?)),
         }
@@ -330,7 +335,11 @@ impl Door {
     }
 
     /// A message we do not know or have not offered.
-    fn unsupported(&self, header: &Header, request: Option<Request>) -> Result<Answer, Ended> {
+    pub(super) fn unsupported(
+        &self,
+        header: &Header,
+        request: Option<Request>,
+    ) -> Result<Answer, Ended> {
         use Request as R;
         self.session.info().unsupported_messages += 1;
         let body: &[u8] = match request {

@@ -36,6 +36,8 @@ mod memory;
 mod serve;
 mod session;
 mod socket;
+mod state;
+mod transfer;
 mod wire;
 
 pub use device::Device;

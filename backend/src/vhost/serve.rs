@@ -126,6 +126,7 @@ impl Server {
         session.device.changed();
         let ended = self.serve(stream, &session);
         self.remember(&session, &ended);
+        session.end_transfer();
         session.device.disconnected();
         let mut state = self.shared.state();
         state.session = None;

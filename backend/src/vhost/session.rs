@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::device::Device;
 use super::memory::{REMEDY, RegionInfo, Vmm};
+use super::transfer::Transfer;
 use crate::sys;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: bit 30.
@@ -31,6 +32,8 @@ pub(super) enum Topic {
     Features,
     Memory,
     Ring(u16),
+    /// The state that did not travel: the NIC works without.
+    State,
 }
 
 /// What is known of a ring. Its descriptors are with the device.
@@ -92,7 +95,8 @@ impl SessionInfo {
 
     /// Why no frames pass, in words; none if they can.
     pub(super) fn reason(&self) -> Option<String> {
-        if let Some(words) = self.complaints.values().next() {
+        let mut complaints = self.complaints.iter();
+        if let Some((_, words)) = complaints.find(|(topic, _)| **topic != Topic::State) {
             return Some(words.clone());
         }
         let words = if self.features.is_none() {
@@ -117,13 +121,15 @@ impl SessionInfo {
 /// the device is called.
 pub(super) struct Session {
     /// The port's name.
-    name: String,
+    pub(super) name: String,
     pub(super) vmm: Vmm,
     pub(super) device: Arc<dyn Device>,
     info: Mutex<SessionInfo>,
     /// The front door is setting up the crate; the VMM has said nothing yet.
     pub(super) priming: AtomicBool,
     pub(super) fault: Arc<Fault>,
+    /// The device's state on its way, or arrived and not asked for.
+    pub(super) transfer: Mutex<Option<Arc<Transfer>>>,
 }
 
 impl Session {
@@ -139,6 +145,7 @@ impl Session {
             }),
             priming: AtomicBool::new(false),
             fault: Arc::default(),
+            transfer: Mutex::default(),
         }
     }
 

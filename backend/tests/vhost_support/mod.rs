@@ -30,8 +30,8 @@ pub const LOG_ALL: u64 = 1 << 26;
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 pub const VERSION_1: u64 = 1 << 32;
 pub const RING_PACKED: u64 = 1 << 34;
-/// MQ, LOG_SHMFD, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS.
-pub const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 9 | 1 << 15;
+/// MQ, LOG_SHMFD, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS, DEVICE_STATE.
+pub const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 9 | 1 << 15 | 1 << 19;
 
 /// What a session did to the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub enum Event {
     Enable(u16, bool),
     Kick(u16, bool),
     Call(u16, bool),
+    Save,
+    Load(Vec<u8>),
 }
 
 #[derive(Default)]
@@ -269,6 +271,18 @@ impl Device for MockDevice {
             s.calls[usize::from(ring)] = call;
             (event, ())
         });
+    }
+
+    fn save(&self) -> Result<Vec<u8>, String> {
+        self.call(|_| (Event::Save, Ok(b"as it is".to_vec())))
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), String> {
+        let result = match state {
+            b"as it is" => Ok(()),
+            _ => Err("it is another device's".into()),
+        };
+        self.call(|_| (Event::Load(state.to_vec()), result))
     }
 
     fn broken(&self) -> Option<String> {

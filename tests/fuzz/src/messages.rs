@@ -19,7 +19,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tandem::broker::Broker;
 use tandem::port::{GuestPort, GuestPortConfig};
 use tandem::vhost::{Device, Endpoint, Source};
-use tandem_uplink::{Forwarder, Now, PortId, PortSpec, Switch, SwitchConfig};
+use tandem_uplink::{Now, PortId, PortSpec, Switch, SwitchConfig};
 use tandem_virtio_net::spec::NetHdr;
 use tandem_virtio_net::{Batch, Scratch};
 
@@ -150,6 +150,7 @@ impl World {
             queue_pairs: 2,
             mtu: 1500,
             failover: kind & 1 != 0,
+            feature_level: 1,
             journal: (kind & 2 == 0).then(|| run_dir().join("fuzz.rings")),
         }));
         port.forget_positions();
@@ -165,8 +166,7 @@ impl World {
             switch.add_port(spec).expect("a new switch takes the port")
         };
         let places = [add("one"), add("two")];
-        let forwarder = || Forwarder::new(Arc::clone(&switch), places[0]);
-        port.attach(forwarder, |_| ());
+        port.attach((&switch, places[0]), |_| ());
         let mut world = Self {
             port,
             switch,
