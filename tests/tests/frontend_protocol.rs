@@ -59,7 +59,6 @@ fn unsupported_requests_are_answered() -> Result<()> {
             request::GET_INFLIGHT_FD,
             request::POSTCOPY_ADVISE,
             request::GET_SHARED_OBJECT,
-            request::CHECK_DEVICE_STATE,
         ] {
             a.session()?.wire().ask(code, 0, &[0; 24])?;
             a.session()?.sync()?;

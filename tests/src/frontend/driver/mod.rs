@@ -259,6 +259,37 @@ impl Nic {
         Ok(())
     }
 
+    /// The VM moves to the port at `socket` of another back-end, as in a live migration: its rings are
+    /// stopped, its state is saved, loaded there, and the rings go on. Gives the state.
+    pub fn move_to(&mut self, socket: &Path) -> Result<Vec<u8>> {
+        let bases = self.stop()?;
+        let state = self.session()?.save_state()?;
+        self.session = None;
+        self.set_socket(socket);
+        self.arrive(&bases, |session| session.load_state(&state))?;
+        Ok(state)
+    }
+
+    /// Says where to connect from now on.
+    pub fn set_socket(&mut self, socket: &Path) {
+        self.socket = socket.to_owned();
+    }
+
+    /// Its second half, with rings that were stopped at `bases`, and a way of its own to load.
+    pub fn arrive(
+        &mut self,
+        bases: &[u32],
+        load: impl FnOnce(&mut Session) -> Result<()>,
+    ) -> Result<()> {
+        let (order, pairs) = (self.config.order, self.config.pairs);
+        let mut session = Session::connect(&self.socket, order, pairs)?;
+        load(&mut session)?;
+        self.session = Some(session);
+        self.start_rings(bases)?;
+        self.rings().for_each(|q| q.kick.write(1).expect("kick"));
+        Ok(())
+    }
+
     /// The bases a VMM sends after it lost the back-end: QEMU restores `used->idx` of a split ring,
     /// and replays what it last knew of a packed one; cloud-hypervisor sends the available index, or
     /// `used->idx` with IN_ORDER.

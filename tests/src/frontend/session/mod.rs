@@ -3,6 +3,7 @@
 //! [`Order`] says which VMM is copied.
 
 mod orders;
+pub mod state;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
