@@ -36,6 +36,8 @@ pub struct Flows {
     templates: Vec<Vec<u8>>,
     /// When each frame of each flow was sent.
     sent: Vec<Vec<Instant>>,
+    /// Whose turn it is.
+    turn: usize,
     rate: u32,
     /// Frames since [`Flows::begin`], and when that was.
     count: u64,
@@ -61,6 +63,7 @@ impl Flows {
         Self {
             templates: (0..count).map(template).collect(),
             sent: vec![Vec::new(); count.into()],
+            turn: 0,
             rate,
             count: 0,
             begun: Instant::now(),
@@ -86,14 +89,24 @@ impl Flows {
         (0..self.templates.len()).map(|_| self.next(now)).collect()
     }
 
+    /// The next `n` frames of one flow.
+    pub fn burst(&mut self, flow: usize, n: usize) -> Vec<Vec<u8>> {
+        let now = Instant::now();
+        (0..n).map(|_| self.next_of(flow, now)).collect()
+    }
+
     fn next(&mut self, now: Instant) -> Vec<u8> {
-        let all: u64 = self.sent.iter().map(|sent| sent.len() as u64).sum();
-        let flow = (all % self.templates.len() as u64) as usize;
+        let flow = self.turn;
+        self.turn = (flow + 1) % self.templates.len();
+        self.count += 1;
+        self.next_of(flow, now)
+    }
+
+    fn next_of(&mut self, flow: usize, now: Instant) -> Vec<u8> {
         let mut frame = self.templates[flow].clone();
         let number = self.sent[flow].len() as u32;
         frame[NUMBER_AT..LEN].copy_from_slice(&number.to_be_bytes());
         self.sent[flow].push(now);
-        self.count += 1;
         frame
     }
 
