@@ -9,7 +9,7 @@ use tandem_tests::frontend::frames::{mac, numbered};
 use tandem_tests::lab::{Lab, Need, long, say, scenario};
 use tandem_tests::uplink::rig::send_until;
 use tandem_tests::uplink::socket::Heard;
-use tandem_tests::uplink::{Arrival, Ears, Flows, Outcome, Rig};
+use tandem_tests::uplink::{Arrival, Cables, Ears, Flows, Outcome, Rig};
 
 const A: [u8; 6] = mac(1);
 const PORTS: &str = "[port.a]\nmac = \"52:54:00:00:00:01\"\n";
@@ -176,8 +176,12 @@ fn judge(outcome: &Outcome, mine: &Outcome, cut: Instant, mend: Instant) -> Resu
 /// another order, and when the member is back none is lost.
 fn fails_over(lab: &Lab, mode: &str, distribution: &str) -> Result<()> {
     let (rig, mut a) = start(lab, &team(mode, distribution))?;
-    let failing = homes(&rig, &mut a)?[0];
-    let ((cut, mend), outcome) = under_traffic(&rig, &mut a, |_| cut_and_mend(&rig, failing))?;
+    fails_over_at(rig, &mut a, mode, distribution)
+}
+
+fn fails_over_at(rig: Rig, a: &mut Nic, mode: &str, distribution: &str) -> Result<()> {
+    let failing = homes(&rig, a)?[0];
+    let ((cut, mend), outcome) = under_traffic(&rig, a, |_| cut_and_mend(&rig, failing))?;
     let (mine, others) = (outcome.at_home(failing), outcome.at_home(1 - failing));
     say_lost(&format!("{mode} {distribution}"), &outcome);
     judge(&outcome, &mine, cut, mend)?;
@@ -353,6 +357,28 @@ fn frames_from_the_wire_go_on() -> Result<()> {
                 flows.sent()
             );
             rig.daemon.stop()?;
+        }
+        Ok(())
+    })
+}
+
+/// AF_XDP, and members of two drivers.
+#[test]
+fn other_drivers_fail_over() -> Result<()> {
+    let name = "uplink_failover::other_drivers_fail_over";
+    scenario(name, &[Need::Root], |lab| {
+        for drivers in [["af_xdp", "af_xdp"], ["af_packet", "af_xdp"]] {
+            let member = |i: usize| format!("u{i}:{}", drivers[i]);
+            let members = [member(0), member(1)];
+            let team = team("static", "transport_ports");
+            let rig = Rig::with_members(lab, Cables::new(2)?, &members, &team, PORTS)?;
+            for (i, driver) in drivers.into_iter().enumerate() {
+                let shown = rig.wait_state(i, "active")?;
+                ensure!(shown["driver"] == driver, "{shown:#}");
+            }
+            let mut a = rig.nic("a")?;
+            rig.learn(&rig.cables.socket(0)?, &mut a, A, FLOWS)?;
+            fails_over_at(rig, &mut a, "static", &drivers.join(" and "))?;
         }
         Ok(())
     })

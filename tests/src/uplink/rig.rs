@@ -43,10 +43,20 @@ impl Rig {
         team: &str,
         rest: &str,
     ) -> Result<Self> {
-        let members: Vec<String> = (0..members).map(|i| format!("\"u{i}\"")).collect();
-        let members = members.join(", ");
+        let members: Vec<String> = (0..members).map(|i| format!("u{i}")).collect();
+        Self::with_members(lab, cables, &members, team, rest)
+    }
+
+    /// The same with these members, such as `u0:af_xdp`.
+    pub fn with_members(
+        lab: &Lab,
+        cables: Cables,
+        members: &[String],
+        team: &str,
+        rest: &str,
+    ) -> Result<Self> {
         let text = format!(
-            "[switch.default]\nuplink = \"{TEAM}\"\n[team.{TEAM}]\nmembers = [{members}]\n{team}\n{rest}\n"
+            "[switch.default]\nuplink = \"{TEAM}\"\n[team.{TEAM}]\nmembers = {members:?}\n{team}\n{rest}\n"
         );
         Self::with_config(lab, cables, &text)
     }
