@@ -29,6 +29,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "addr add {host}/24 dev {TAP}",
     ),
     (
+        "sysctl net.ipv4.conf.eth0.arp_ignore=1",
+        "tests/tests/guests_uplink.rs",
+        "sysctl net.ipv4.conf.u{i}.arp_ignore=1",
+    ),
+    (
         "tandem capture ",
         "tests/tests/frontend_capture.rs",
         "docs/capture.md",

@@ -163,6 +163,11 @@ fn the_host_is_reached_by_a_tap() -> Result<()> {
         }
         near.ip(&format!("addr del {HOST}/24 dev u0"))?;
         near.ip(&format!("addr add {HOST}/24 dev mgmt0"))?;
+        // As a host is before it is told.
+        near.run("sysctl net.ipv4.conf.all.arp_ignore=0")?;
+        for i in 0..2 {
+            near.run(&format!("sysctl net.ipv4.conf.u{i}.arp_ignore=1"))?;
+        }
         far.ip("neigh flush all")?;
         far.run(&ping)?;
         let neighbour = far.ip(&format!("neigh show {HOST}"))?;
