@@ -235,7 +235,8 @@ fn another_port_is_told_apart() {
         words.contains("mtu = 9000") && words.contains("1500"),
         "{words}"
     );
-    let changes: [(&str, fn(&mut Identity)); 4] = [
+    type Change = fn(&mut Identity);
+    let changes: [(&str, Change); 4] = [
         ("name", |id| id.name = "web2".into()),
         ("mac", |id| id.mac = None),
         ("feature_level", |id| id.feature_level = 2),

@@ -121,7 +121,7 @@ pub fn sightings(seen: &[Sighting], zero: Duration) -> Vec<String> {
         let name = hosts(&[host]);
         let mine = || seen.iter().filter(|s| s.from_vm && s.host == host);
         let unicast = || mine().filter(|s| matches!(s.kind, Kind::Unicast | Kind::Echo(_)));
-        if let (Some(first), Some(last)) = (unicast().next(), unicast().last()) {
+        if let (Some(first), Some(last)) = (unicast().next(), unicast().next_back()) {
             let (first, last) = (offset(first.at, zero), offset(last.at, zero));
             lines.push(format!(
                 "frames of the VM came from {name} {first:.1} to {last:.1} ms"

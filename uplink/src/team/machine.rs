@@ -51,6 +51,8 @@ pub struct Machine {
 struct Seat {
     mac: Mac,
     up: bool,
+    /// It came up beside members that are known to be alive: it is to show first that it is, too.
+    must_prove: bool,
     /// Its number in the group.
     port: Option<u16>,
 }
@@ -115,7 +117,14 @@ impl Machine {
             prober.add(id, mac);
         }
         let up = false;
-        self.seats.insert(id, Seat { mac, up, port });
+        let must_prove = false;
+        let seat = Seat {
+            mac,
+            up,
+            must_prove,
+            port,
+        };
+        self.seats.insert(id, seat);
     }
 
     /// Removes a member.
@@ -137,6 +146,9 @@ impl Machine {
 
     /// The link of a member is up, or down.
     pub fn set_link(&mut self, id: u32, up: bool, now: Now) {
+        let prober = self.prober.as_ref();
+        let lives = |id: &u32| prober.and_then(|prober| prober.alive(*id)) == Some(true);
+        let others_live = self.seats.keys().any(|other| *other != id && lives(other));
         let Some(seat) = self.seats.get_mut(&id) else {
             return;
         };
@@ -144,6 +156,7 @@ impl Machine {
             return;
         }
         seat.up = up;
+        seat.must_prove = others_live;
         if let Some(prober) = &mut self.prober {
             prober.set_link(id, up, now);
         }
@@ -253,16 +266,11 @@ impl Machine {
         }
     }
 
-    /// One of which nothing is known yet is used only where there is none that is known to be alive: the
+    /// One of which nothing is known yet is not used if others were known to be alive when it came: the
     /// switch at its other end may not forward yet.
     fn may_be_used(&self, prober: &Prober, id: u32) -> bool {
-        match prober.alive(id) {
-            Some(alive) => alive,
-            None => !self
-                .seats
-                .keys()
-                .any(|other| prober.alive(*other) == Some(true)),
-        }
+        let waits = self.seats.get(&id).is_some_and(|seat| seat.must_prove);
+        prober.alive(id).unwrap_or(!waits)
     }
 
     /// What LACP knows of a member.
