@@ -34,6 +34,14 @@ pub struct Rate {
     pub sent: f64,
 }
 
+/// The words of a command line of testpmd that are about neither ports nor traffic.
+pub fn environment() -> Vec<String> {
+    words(&format!(
+        "--lcores 0@{GUEST_CPU},1@{GUEST_CPU} --no-pci --iova-mode=va --no-telemetry --in-memory \
+         --single-file-segments --file-prefix guests --log-level lib.eal:warning -m 768"
+    ))
+}
+
 /// A command line in the making.
 struct Line {
     devices: Vec<String>,
@@ -159,10 +167,7 @@ impl Line {
     }
 
     fn finish(self, cell: &Cell) -> Vec<String> {
-        let mut line = words(&format!(
-            "--lcores 0@{GUEST_CPU},1@{GUEST_CPU} --no-pci --iova-mode=va --no-telemetry --in-memory \
-             --single-file-segments --file-prefix guests --log-level lib.eal:warning -m 768"
-        ));
+        let mut line = environment();
         line.extend(self.devices.iter().map(|device| format!("--vdev={device}")));
         line.extend(words(&format!(
             "-- -i --nb-cores=1 --burst=64 --rxd={RING} --txd={RING} --rxq={pairs} --txq={pairs}",

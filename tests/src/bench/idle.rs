@@ -40,12 +40,7 @@ pub fn run(dir: &Path) -> Result<Vec<Idle>> {
 }
 
 fn one(dir: &Path, kind: Kind, ports: usize) -> Result<f64> {
-    let layout = Layout {
-        ports,
-        pairs: 1,
-        static_macs: false,
-    };
-    let mut switch = Switch::start(kind, dir, layout)?;
+    let mut switch = Switch::start(kind, dir, Layout::vms(ports, false))?;
     let nics = (0..ports).map(|port| small_nic(&switch.socket(port)));
     let _nics = nics.collect::<Result<Vec<_>>>()?;
     // What connecting costs is not idleness.

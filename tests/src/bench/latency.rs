@@ -50,11 +50,7 @@ impl Latency {
 
 /// Measures every switch, in rounds.
 pub fn run(dir: &Path, kinds: &[Kind], rounds: usize) -> Result<Vec<(Kind, Latency)>> {
-    let layout = Layout {
-        ports: PROBES + 2,
-        pairs: 1,
-        static_macs: true,
-    };
+    let layout = Layout::vms(PROBES + 2, true);
     let mut switches = start_paused(dir, layout, kinds)?;
     let mut results = vec![Latency::default(); switches.len()];
     for _ in 0..rounds {

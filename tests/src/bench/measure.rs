@@ -13,7 +13,7 @@ use super::stats::Samples;
 use super::switch::{Kind, Layout, Switch};
 
 /// Caches and tables fill before anything is counted.
-const WARM_UP: Duration = Duration::from_millis(400);
+pub(super) const WARM_UP: Duration = Duration::from_millis(400);
 
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
@@ -78,9 +78,8 @@ fn kinds(cell: &Cell, effort: Effort) -> Vec<Kind> {
 /// Measures a cell.
 pub fn cell(dir: &Path, cell: &Cell, effort: Effort) -> Result<Outcome> {
     let layout = Layout {
-        ports: cell.ports,
         pairs: cell.pairs,
-        static_macs: cell.real_addresses(),
+        ..Layout::vms(cell.ports, cell.real_addresses())
     };
     let mut switches = start_paused(dir, layout, &kinds(cell, effort))?;
     let mut results: Vec<Measured> = switches.iter().map(|_| Measured::default()).collect();
@@ -129,10 +128,10 @@ pub fn start_paused(dir: &Path, layout: Layout, kinds: &[Kind]) -> Result<Vec<Sw
 }
 
 /// What was seen in one turn.
-struct Turn {
-    rate: Rate,
-    cpu: f64,
-    others: f64,
+pub(super) struct Turn {
+    pub(super) rate: Rate,
+    pub(super) cpu: f64,
+    pub(super) others: f64,
 }
 
 impl Measured {
@@ -143,7 +142,7 @@ impl Measured {
         Samples(turns.map(|(cpu, rate)| 1e3 * cpu / rate).collect()).median()
     }
 
-    fn add(&mut self, turn: &Turn) {
+    pub(super) fn add(&mut self, turn: &Turn) {
         let Rate { delivered, sent } = turn.rate;
         self.delivered.0.push(delivered / 1e6);
         self.lost.0.push((sent - delivered).max(0.0) / 1e6);

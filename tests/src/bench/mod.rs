@@ -19,6 +19,7 @@ pub mod report;
 pub mod stats;
 pub mod svg;
 pub mod switch;
+pub mod uplink;
 pub mod verdict;
 
 /// The CPU of the switch under measurement.

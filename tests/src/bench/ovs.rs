@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::switch::{Layout, port_name};
+use super::switch::{Kind, Layout, port_name};
+use super::uplink::{self, Driver};
 use super::{GUEST_CPU, SWITCH_CPU, mac};
 use crate::lab::process::Process;
 use crate::lab::{PATIENCE, wait_until};
@@ -53,6 +54,19 @@ fn add_ports(ovs: &crate::lab::Ovs, dir: &Path, layout: Layout) -> Result<()> {
         let name = port_name(port);
         line.push_str(&format!(
             " -- add-port br0 {name} -- set Interface {name} type=dpdkvhostuser"
+        ));
+    }
+    let host = layout
+        .host
+        .then(|| (uplink::switch_side(Kind::Ovs), Driver::AfPacket));
+    let uplink = layout
+        .uplink
+        .map(|driver| (uplink::uplink_device(Kind::Ovs), driver));
+    for (n, (device, driver)) in host.into_iter().chain(uplink).enumerate() {
+        let driver = driver.name();
+        line.push_str(&format!(
+            " -- add-port br0 {device} -- set Interface {device} type=dpdk \
+             options:dpdk-devargs=net_{driver}{n},iface={device}"
         ));
     }
     ovs.vsctl(&line)?;

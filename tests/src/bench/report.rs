@@ -8,6 +8,7 @@ use super::latency::Latency;
 use super::measure::{Effort, Measured, Outcome};
 use super::stats::Samples;
 use super::switch::Kind;
+use super::uplink;
 use super::verdict::{Verdict, judge};
 
 /// Everything a run found out.
@@ -17,6 +18,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// Two threads that wake each other, there and back: microseconds.
     pub wakes: Samples,
+    /// To and from the wire.
+    pub uplink: Vec<uplink::Outcome>,
     /// Times there and back.
     pub latency: Vec<(Kind, Latency)>,
     /// Cost of idleness.
@@ -119,7 +122,9 @@ impl Report {
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
-        judge(&self.outcomes, &self.latency)
+        let mut verdicts = judge(&self.outcomes, &self.latency);
+        verdicts.extend(uplink::judge(&self.uplink));
+        verdicts
     }
 
     /// The whole run. `conditions` says where and when.
@@ -139,6 +144,7 @@ impl Report {
             "rounds": effort.rounds,
             "seconds_per_turn": effort.turn.as_secs_f64(),
             "cells": self.outcomes.iter().map(outcome_json).collect::<Vec<_>>(),
+            "uplink": self.uplink.iter().map(uplink::Outcome::to_json).collect::<Vec<_>>(),
             "wakes_us": self.wakes.to_json(),
             "latency_us": latency.collect::<Map<_, _>>(),
             "idle": idle.collect::<Vec<_>>(),

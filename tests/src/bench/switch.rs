@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::ovs::Ovs;
+use super::uplink::{self, Driver};
 use super::{GUEST_CPU, SWITCH_CPU, mac};
 use crate::lab::process::{Process, signal};
 use crate::lab::{Daemon, Testpmd, built_program, wait_until};
@@ -51,6 +52,23 @@ pub struct Layout {
     pub pairs: usize,
     /// The switch knows the VMs' MAC addresses beforehand.
     pub static_macs: bool,
+    /// It has an uplink, [`uplink::uplink_device`].
+    pub uplink: Option<Driver>,
+    /// The host has a port, [`uplink::host_device`].
+    pub host: bool,
+}
+
+impl Layout {
+    /// VMs with one queue pair each, and nothing else.
+    pub fn vms(ports: usize, static_macs: bool) -> Self {
+        Self {
+            ports,
+            pairs: 1,
+            static_macs,
+            uplink: None,
+            host: false,
+        }
+    }
 }
 
 enum Program {
@@ -75,9 +93,10 @@ impl Switch {
         std::fs::create_dir_all(&dir)?;
         let program = match kind {
             Kind::Tandem => {
-                Program::Tandem(start_tandem(&dir, layout, &built_program("tandemd")?)?)
+                let build = built_program("tandemd")?;
+                Program::Tandem(start_tandem(&dir, kind, layout, &build)?)
             }
-            Kind::Other => Program::Tandem(start_tandem(&dir, layout, &other_build()?)?),
+            Kind::Other => Program::Tandem(start_tandem(&dir, kind, layout, &other_build()?)?),
             Kind::Ovs => Program::Ovs(Ovs::start(&dir, layout)?),
             Kind::Io => Program::Io(start_io(&dir, layout)?),
         };
@@ -143,8 +162,21 @@ fn other_build() -> Result<PathBuf> {
     Ok(Path::new(&dir).join("tandemd"))
 }
 
-fn start_tandem(dir: &Path, layout: Layout, program: &Path) -> Result<Daemon> {
+fn start_tandem(dir: &Path, kind: Kind, layout: Layout, program: &Path) -> Result<Daemon> {
     let mut arguments = vec!["--cpus".to_string(), SWITCH_CPU.to_string()];
+    if let Some(driver) = layout.uplink {
+        let (file, device) = (dir.join("tandem.toml"), uplink::uplink_device(kind));
+        let driver = driver.name();
+        std::fs::write(
+            &file,
+            format!("[switch.default]\nuplink = \"{device}:{driver}\"\n"),
+        )?;
+        arguments.extend(["--config".to_string(), file.display().to_string()]);
+    }
+    if layout.host {
+        let tap = uplink::host_device(kind);
+        arguments.extend(["--port".to_string(), format!("host,tap={tap}")]);
+    }
     for port in 0..layout.ports {
         // Unknown destinations are what flowgen sends: they are the load, not a storm.
         let mut spec = format!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tandem_tests::bench::measure::{self, Effort};
 use tandem_tests::bench::report::{Report, heading, line};
 use tandem_tests::bench::switch::Kind;
-use tandem_tests::bench::{idle, latency, ovs, plan, svg};
+use tandem_tests::bench::{idle, latency, ovs, plan, svg, uplink};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
 struct Options {
     quick: bool,
     effort: Effort,
-    /// Names of cells, `latency` and `idle`; all when empty.
+    /// Names of cells, `uplink`, `latency` and `idle`; all when empty.
     only: Vec<String>,
 }
 
@@ -98,6 +98,9 @@ fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
             report.outcomes.push(outcome);
         }
     }
+    if !quick_cells {
+        report.uplink = uplinks(dir, &options)?;
+    }
     if !quick_cells && options.wants("latency") {
         report.wakes = latency::wakes()?;
         report.latency = latency::run(dir, kinds, options.effort.rounds)?;
@@ -112,6 +115,24 @@ fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
     );
     write(out, "bench.json", &serde_json::to_string_pretty(&json)?)?;
     write(out, "bench.svg", &svg::draw(&report.outcomes, kinds))
+}
+
+/// The cells of the uplink, if they are wanted: all by `uplink`, or one by its name.
+fn uplinks(dir: &Path, options: &Options) -> Result<Vec<uplink::Outcome>> {
+    let mut cells = uplink::Cell::all();
+    cells.retain(|cell| options.wants("uplink") || options.wants(&cell.name()));
+    if cells.is_empty() {
+        return Ok(vec![]);
+    }
+    uplink::own_namespace()?;
+    let kinds = options.effort.kinds;
+    println!("{}", uplink::heading(kinds));
+    let measure = |cell| {
+        let outcome = uplink::cell(dir, cell, options.effort)?;
+        println!("{}", uplink::line(&outcome, kinds));
+        Ok(outcome)
+    };
+    cells.into_iter().map(measure).collect()
 }
 
 fn write(out: &Path, name: &str, text: &str) -> Result<()> {

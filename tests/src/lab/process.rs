@@ -126,17 +126,7 @@ impl Process {
 
     /// Clock ticks of CPU time used so far, all threads, user and system (proc(5), 100 a second).
     pub fn cpu_ticks(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let fields: Vec<&str> = after_name.split_whitespace().collect();
-        // Fields 14 and 15 of the line; the first after the name is field 3.
-        let ticks = |field: usize| -> Result<u64> {
-            Ok(fields
-                .get(field - 3)
-                .context("short /proc/PID/stat")?
-                .parse()?)
-        };
-        Ok(ticks(14)? + ticks(15)?)
+        cpu_ticks(self.pid())
     }
 
     /// Open descriptors.
@@ -157,6 +147,21 @@ impl Drop for Process {
             let _ = self.kill();
         }
     }
+}
+
+/// Clock ticks of CPU time that a process has used so far, as [`Process::cpu_ticks`].
+pub fn cpu_ticks(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    // Fields 14 and 15 of the line; the first after the name is field 3.
+    let ticks = |field: usize| -> Result<u64> {
+        Ok(fields
+            .get(field - 3)
+            .context("short /proc/PID/stat")?
+            .parse()?)
+    };
+    Ok(ticks(14)? + ticks(15)?)
 }
 
 /// Sends a signal by name. Through the shell, whose `kill` is always there.

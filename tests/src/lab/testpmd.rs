@@ -151,12 +151,23 @@ pub struct PortStats {
 impl Testpmd {
     /// Starts testpmd with a command line of the caller's, which has `-i`, and waits for its prompt.
     pub fn start(dir: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        Self::start_under(dir, name, &[], arguments)
+    }
+
+    /// The same, by a command line that ends with the one of testpmd and starts with `prefix`.
+    pub fn start_under(
+        dir: &Path,
+        name: &str,
+        prefix: &[String],
+        arguments: &[String],
+    ) -> Result<Self> {
         let program = find_program("dpdk-testpmd").context("no dpdk-testpmd")?;
         // Unbuffered, so that output and prompts come in order.
         let stdbuf = find_program("stdbuf").context("no stdbuf")?;
         let name = format!("testpmd-{name}");
         let mut process = Process::start(dir, &name, &stdbuf, Lifetime::Owner, |command| {
-            command.args(["-o0", "-e0"]).arg(program).args(arguments);
+            command.args(["-o0", "-e0"]).args(prefix);
+            command.arg(program).args(arguments);
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
             // DPDK's own files, otherwise below /run.
             command.env("RUNTIME_DIRECTORY", dir);
