@@ -585,22 +585,23 @@ impl Batch {
         self.segments.skip_own(bytes);
     }
 
-    /// Adds the frames at `places` (address and bytes) of `memory`, each with the vnet header `hdr`,
-    /// which is not in front of them there. They stay where they are until [`Batch::clear`]: what is
+    /// Adds the frames at `places` (address and bytes) of `memory`, each with the vnet header that `hdr`
+    /// says, which is not in front of them there. They stay where they are until [`Batch::clear`]: what is
     /// written there until then makes their bytes arbitrary, beyond the head. Frames that are
-    /// refused are shown to `refused`; all are if the batch has frames from elsewhere.
+    /// refused are shown to `refused`; all are if the batch has frames from elsewhere. Both know frames by
+    /// their index in `places`.
     pub fn push_placed(
         &mut self,
         memory: &Memory,
         places: &[(u64, u32)],
-        hdr: NetHdr,
-        mut refused: impl FnMut(DropReason),
+        hdr: impl Fn(usize) -> NetHdr,
+        mut refused: impl FnMut(usize, DropReason),
     ) {
         if self.is_empty() {
             self.attach(memory);
         }
         let elsewhere = !self.segments.is_bound_to(memory);
-        for places in places.chunks(BURST) {
+        for (n, places) in places.chunks(BURST).enumerate() {
             // All beginnings are asked for before the first is read.
             let mut starts = [FrameStart::default(); BURST];
             for (f, (addr, len)) in starts.iter_mut().zip(places) {
@@ -609,14 +610,15 @@ impl Batch {
                     f.error = Some(DropReason::BadBuffer);
                 }
             }
-            for f in &starts[..places.len()] {
+            for (i, f) in starts[..places.len()].iter().enumerate() {
+                let i = n * BURST + i;
                 let result = match f.error {
                     None if self.len == BURST => Err(DropReason::TooManyBuffers),
                     _ => self.end_frame(f, 0),
                 };
                 match result {
-                    Ok(()) => self.set_hdr(self.len - 1, hdr),
-                    Err(reason) => refused(reason),
+                    Ok(()) => self.set_hdr(self.len - 1, hdr(i)),
+                    Err(reason) => refused(i, reason),
                 }
             }
         }
@@ -747,22 +749,26 @@ mod tests {
         let mut b = Batch::new();
         b.heads[0].0.fill(0xff);
         let mut refused = Vec::new();
-        b.push_placed(&memory, &places, NetHdr::default(), |r| refused.push(r));
+        let hdr = |i: usize| NetHdr {
+            csum_start: i as u16,
+            ..NetHdr::default()
+        };
+        b.push_placed(&memory, &places, hdr, |i, r| refused.push((i, r)));
         let reasons = [
-            DropReason::BadBuffer,
-            DropReason::TooShort,
-            DropReason::BadBuffer,
+            (1, DropReason::BadBuffer),
+            (2, DropReason::TooShort),
+            (4, DropReason::BadBuffer),
         ];
         assert_eq!(refused, reasons);
-        assert_eq!((b.len(), b.hdr(0)), (2, NetHdr::default()));
+        assert_eq!((b.len(), b.hdr(0), b.hdr(1)), (2, hdr(0), hdr(3)));
         assert_eq!(bytes(&b), numbered(4096)[100..1600]);
         assert_eq!((b.tag(1), b.frame_len(1)), (Some(7), 60));
         // A burst is from one memory, and no longer than a burst.
         refused.clear();
-        b.push_placed(&other, &places[..1], NetHdr::default(), |r| refused.push(r));
+        b.push_placed(&other, &places[..1], hdr, |i, r| refused.push((i, r)));
         assert_eq!((b.len(), refused.len()), (2, 1));
         let many = [(100, 1500); 2 * BURST];
-        b.push_placed(&memory, &many, NetHdr::default(), |r| refused.push(r));
+        b.push_placed(&memory, &many, hdr, |i, r| refused.push((i, r)));
         assert_eq!((b.len(), refused.len()), (BURST, 1 + BURST + 2));
     }
 

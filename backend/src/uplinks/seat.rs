@@ -194,8 +194,8 @@ impl Seat {
                 let socket = host.broker.packet(name).map_err(|e| e.to_string())?;
                 let auto = self.config.driver == Driver::Auto;
                 let reason = auto.then(|| "segments of 64 KiB and checksums stay whole".to_owned());
-                let device = AfPacket::new(name, socket).counting(received, sent);
-                Ok((Arc::new(device), reason))
+                let device = AfPacket::new(name, socket).map_err(|e| e.to_string())?;
+                Ok((Arc::new(device.counting(received, sent)), reason))
             }
         }
     }

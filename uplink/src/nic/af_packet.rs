@@ -1,13 +1,15 @@
 //! A network device of the host as the way to the wire: a packet socket with vnet headers, so that
 //! checksums and segments are left to the kernel and its device (packet(7), `PACKET_VNET_HDR`).
 //!
-//! Frames go and come in bursts, each with one system call, and are copied once by the kernel. What the
-//! host itself sends on the device is not seen; what comes in is seen by the host as well.
+//! Frames go in bursts, each with one system call, and come by a ring in memory shared with the kernel,
+//! where they stay until they have been delivered; those longer than its slots, such as
+//! segments of 64 KiB, are read from the socket. What the host itself sends on the device is not
+//! seen; what comes in is seen by the host as well.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tandem_virtio_net::offload::Treatment;
 use tandem_virtio_net::spec::*;
@@ -16,6 +18,7 @@ use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
 
 use super::kernel::{Offloads, Sent};
 use super::sys::{self, Received};
+use super::sys_packet::{RxRing, Slot};
 
 /// Bytes from one frame's place in a batch to the next one's: the largest frame, and so much more
 /// that the beginnings of frames are not all in the same sets of a cache.
@@ -70,6 +73,7 @@ impl AfPacketError {
 /// A network device, as a port of the switch sees it.
 pub struct AfPacket {
     socket: File,
+    ring: Mutex<RxRing>,
     name: String,
     offloads: Offloads,
     from_wire: Arc<Counters>,
@@ -77,8 +81,7 @@ pub struct AfPacket {
 }
 
 impl AfPacket {
-    /// Own bytes of a batch for [`AfPacket::read`]: a full burst of the largest frames, of which the
-    /// kernel uses what the frames have.
+    /// Own bytes of a batch for [`AfPacket::read`]: a full burst of the longest frames.
     pub const BATCH_BYTES: usize = BURST * STRIDE;
 
     /// Opens a packet socket on the device `name`, which is set up and takes frames for all addresses
@@ -97,15 +100,20 @@ impl AfPacket {
     }
 
     /// The device `name` by a socket of [`AfPacket::open_socket`].
-    pub fn new(name: &str, socket: File) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`AfPacketError`]: it is another socket.
+    pub fn new(name: &str, socket: File) -> Result<Self, AfPacketError> {
+        let ring = RxRing::map(&socket).map_err(|e| AfPacketError::of(name, e))?;
+        Ok(Self {
             socket,
+            ring: Mutex::new(ring),
             name: name.to_owned(),
             // UDP segments have no type of their own in a packet socket before Linux 6.2.
             offloads: Offloads::new(false),
             from_wire: Arc::default(),
             to_wire: Arc::default(),
-        }
+        })
     }
 
     /// Both in one.
@@ -113,7 +121,7 @@ impl AfPacket {
     /// # Errors
     /// [`AfPacketError`], which says what to do.
     pub fn open(name: &str) -> Result<Self, AfPacketError> {
-        Ok(Self::new(name, Self::open_socket(name)?))
+        Self::new(name, Self::open_socket(name)?)
     }
 
     /// The same, which goes on counting where another has left off.
@@ -152,22 +160,68 @@ impl AfPacket {
         self.offloads.segmented()
     }
 
-    /// Reads a burst of frames into `batch`, which is empty and has [`AfPacket::BATCH_BYTES`] own bytes;
-    /// how many. None is no error. Tags that the kernel has taken out are put back in.
+    /// Takes a burst of frames into `batch`, which is empty and has [`AfPacket::BATCH_BYTES`] own bytes;
+    /// how many. None is no error. Their memory is received into again from the next call on,
+    /// before which the batch is to be cleared. Tags that the kernel has taken out are put back in.
     ///
     /// # Errors
-    /// Of `recvmmsg(2)`: the link is down (`ENETDOWN`), or the device is gone.
+    /// The link is down (`ENETDOWN`), once, or the device is gone.
     pub fn read(&self, batch: &mut Batch) -> io::Result<usize> {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.give_back();
+        match ring.front() {
+            None => sys::waiting_error(&self.socket)?,
+            Some(slot) if slot.at_socket => self.read_long(&mut ring, batch)?,
+            Some(_) => self.read_placed(&mut ring, batch),
+        }
+        Ok(batch.len())
+    }
+
+    /// Takes frames that are in the ring.
+    fn read_placed(&self, ring: &mut RxRing, batch: &mut Batch) {
+        let (mut slots, mut places) = ([Slot::default(); BURST], [(0, 0); BURST]);
+        let (mut n, mut bytes, mut unusable) = (0, 0, 0);
+        while n < BURST
+            && let Some(slot) = ring.front()
+            && !slot.at_socket
+        {
+            ring.take();
+            if slot.unusable {
+                unusable += 1;
+                continue;
+            }
+            (slots[n], places[n]) = (slot, slot.place);
+            bytes += u64::from(slot.place.1);
+            n += 1;
+        }
+        let mut refused = 0_u64;
+        let hdr = |i: usize| slots[i].hdr;
+        batch.push_placed(ring.memory(), &places[..n], hdr, |i, reason| {
+            refused |= 1 << i;
+            self.from_wire.count_drop(reason, 1);
+        });
+        let taken = (0..n).filter(|i| refused & 1 << i == 0);
+        for (i, slot) in taken.enumerate() {
+            if let Some(tag) = slots[slot].tag {
+                batch.set_tag(i, Some(tag));
+            }
+        }
+        self.from_wire.count_drop(DropReason::TooLong, unusable);
+        self.from_wire.add(n as u64 + unusable, bytes);
+    }
+
+    /// Takes frames that are at the socket, one for each slot of the ring that says so.
+    fn read_long(&self, ring: &mut RxRing, batch: &mut Batch) -> io::Result<()> {
+        let mut n = 0;
+        while n < BURST && ring.front().is_some_and(|slot| slot.at_socket) {
+            ring.take();
+            n += 1;
+        }
         let mut received = [Received::default(); BURST];
         let Some(room) = batch.own_room() else {
-            return Ok(0);
+            return Ok(());
         };
-        let got = match sys::receive_frames(&self.socket, room, STRIDE, &mut received) {
-            Ok(got) => got,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(0),
-            Err(e) => return Err(e),
-        };
+        let got = sys::receive_frames(&self.socket, room, STRIDE, &mut received[..n])?;
         let mut bytes = 0;
         for frame in &received[..got] {
             bytes += frame.len.saturating_sub(NET_HDR_LEN) as u64;
@@ -180,7 +234,7 @@ impl AfPacket {
             }
         }
         self.from_wire.add(got as u64, bytes);
-        Ok(batch.len())
+        Ok(())
     }
 
     /// Takes a frame into the batch that lies where its room begins.

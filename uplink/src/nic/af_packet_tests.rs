@@ -136,6 +136,32 @@ fn bursts_cross_both_ways_in_order() {
     assert_eq!(nic.read(&mut batch).unwrap(), 0);
 }
 
+/// What finds no place is lost, and what comes afterwards is not; frames that are too long for the
+/// ring keep their place among the others.
+#[test]
+fn a_ring_that_was_full_goes_on() {
+    let Some(Wire { nic, far, .. }) = &wire("a_ring_that_was_full_goes_on") else {
+        return;
+    };
+    let (short, long) = (frame(60, 1), frame(9000, 2));
+    for i in 0..3000 {
+        far.send(if i % 100 == 7 { &long } else { &short });
+    }
+    let mut all = read(nic, 2048);
+    for (i, (_, got)) in all.drain(..).enumerate() {
+        let is_long = i % 100 == 7;
+        assert!(
+            got == if is_long { &long[..] } else { &short[..] },
+            "frame {i}"
+        );
+    }
+    far.send(&frame(61, 3));
+    far.send(&long);
+    let after: Vec<_> = read(nic, 2).into_iter().map(|(_, f)| f).collect();
+    assert_eq!(after, [frame(61, 3), long]);
+    assert_eq!(nic.received().frames(), 2050);
+}
+
 #[test]
 fn tags_stay_with_their_frames() {
     let Some(Wire { nic, far, .. }) = &wire("tags_stay_with_their_frames") else {

@@ -8,6 +8,7 @@ pub mod tap;
 mod kernel;
 mod sys;
 mod sys_bpf;
+mod sys_packet;
 mod sys_xdp;
 #[cfg(test)]
 mod wire;

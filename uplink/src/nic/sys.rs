@@ -10,15 +10,12 @@ use libc::{c_int, c_short, c_uint, c_ulong, ifreq};
 use tandem_virtio_net::spec::NET_HDR_LEN;
 use tandem_virtio_net::{BURST, Batch};
 
+use super::sys_packet::set_up_ring;
+
 /// Bytes of a device name with its final zero (Linux `IFNAMSIZ`).
 pub(super) const NAME_SIZE: usize = libc::IFNAMSIZ;
 /// Most buffers of one frame: more are not collected for one.
 const MAX_BUFFERS: usize = 320;
-
-/// Bytes of frames that may wait in a packet socket, with the kernel's own of each (socket(7), `SO_RCVBUF`).
-/// By default there is room for some 90 full frames: a tenth of a millisecond at 10 Gbit/s, which a thread
-/// may well wait for a CPU.
-const PACKET_RECEIVE_BUFFER: c_int = 8 << 20;
 
 /// `TUNSETVNETHDRSZ` of `linux/if_tun.h`.
 const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
@@ -148,9 +145,12 @@ pub(super) fn write_frame(file: &File, batch: &mut Batch, i: usize) -> io::Resul
 }
 
 /// Bytes of the vnet header of a packet socket: without `num_buffers` (packet(7), PACKET_VNET_HDR).
-const PACKET_HDR_LEN: usize = 10;
+pub(super) const PACKET_HDR_LEN: usize = 10;
 /// `PACKET_IGNORE_OUTGOING` of `linux/if_packet.h`.
 const PACKET_IGNORE_OUTGOING: c_int = 23;
+/// Bytes of frames that wait at a packet socket because they are too long for its ring: some of 64 KiB
+/// (socket(7), `SO_RCVBUF`).
+const LONG_FRAMES: c_int = 8 << 20;
 /// Buffers of one call of `sendmmsg`.
 const SEND_BUFFERS: usize = 512;
 
@@ -177,6 +177,7 @@ pub(super) fn open_packet_socket(name: &str) -> io::Result<File> {
         set_packet_option(&file, option, &1 as &c_int)?;
     }
     set_receive_buffer(&file)?;
+    set_up_ring(&file)?;
     let membership = libc::packet_mreq {
         mr_ifindex: index as c_int,
         mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -195,13 +196,13 @@ pub(super) fn open_packet_socket(name: &str) -> io::Result<File> {
     Ok(file)
 }
 
-fn set_packet_option<T>(file: &File, option: c_int, value: &T) -> io::Result<()> {
+pub(super) fn set_packet_option<T>(file: &File, option: c_int, value: &T) -> io::Result<()> {
     set_option(file, libc::SOL_PACKET, option, value)
 }
 
-/// Lets frames wait until they are read, also where the host limits others to less (`rmem_max`).
+/// Lets long frames wait until they are read, also where the host limits others to less (`rmem_max`).
 fn set_receive_buffer(file: &File) -> io::Result<()> {
-    let bytes = PACKET_RECEIVE_BUFFER;
+    let bytes = LONG_FRAMES;
     set_option(file, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
         .or_else(|_| set_option(file, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes))
 }
@@ -225,15 +226,38 @@ pub(super) struct Received {
     pub(super) unusable: bool,
 }
 
-/// Receives frames into `room`, the first at its start, each further `stride` bytes on. Never blocks.
+/// The error that waits at a socket of which no frame is received, if there is one: its link is
+/// down, or the device is gone. It is told once.
+pub(super) fn waiting_error(file: &File) -> io::Result<()> {
+    // A frame may have come meanwhile. It stays, and without room for its vnet header that is an error.
+    let mut room = [0_u8; PACKET_HDR_LEN];
+    let mut buffer = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len(),
+    };
+    // SAFETY: plain old data, for which zero is a value.
+    let mut message: libc::mmsghdr = unsafe { zeroed() };
+    (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (&raw mut buffer, 1);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    let (fd, forever) = (file.as_raw_fd(), std::ptr::null_mut());
+    // SAFETY: one message, which with its buffer outlives the call.
+    let got = unsafe { libc::recvmmsg(fd, &raw mut message, 1, flags, forever) };
+    match checked(got) {
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Receives frames into `room`, the first at its start, each further `stride` bytes on, as many as there is
+/// place for in `frames`, which is [`BURST`] at most. Never blocks.
 pub(super) fn receive_frames(
     file: &File,
     room: &mut [u8],
     stride: usize,
-    frames: &mut [Received; BURST],
+    frames: &mut [Received],
 ) -> io::Result<usize> {
     const HDR: usize = NET_HDR_LEN;
-    let rooms = room.chunks_exact_mut(stride).take(BURST);
+    let rooms = room.chunks_exact_mut(stride).take(frames.len().min(BURST));
     // SAFETY: all of these are plain old data, for which zero is a value.
     let (mut messages, mut buffers, mut control): (
         [libc::mmsghdr; BURST],

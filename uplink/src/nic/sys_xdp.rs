@@ -51,6 +51,11 @@ impl Mapping {
         let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { start, len })
     }
+
+    /// Its first byte, at the start of a page.
+    pub(super) fn start(&self) -> NonNull<c_void> {
+        self.start
+    }
 }
 
 impl Drop for Mapping {

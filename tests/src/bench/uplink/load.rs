@@ -1,11 +1,9 @@
 //! What loads a switch: testpmd for small frames, iperf3 for a TCP connection.
 
-use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result, bail};
 
 use super::wire::{FAR, Wire};
 use super::{Cell, Way};
@@ -19,6 +17,10 @@ use crate::lab::{PATIENCE, Testpmd, find_program, tail, wait_until};
 /// As many as the other cells have.
 const FLOWS: usize = 1024;
 const BYTES: usize = 64;
+/// Ethernet, IPv4, and TCP with time stamps (RFC 7323), of a frame or a segment that is still whole.
+const HEADERS: u64 = 14 + 20 + 32;
+/// So many bytes of TCP, and it flows.
+const STARTED: u64 = 1 << 20;
 /// The VM's port.
 const VM: usize = 0;
 
@@ -86,7 +88,7 @@ impl Running for Small {
         let stats = self.testpmd.all_stats()?;
         let port = |n: usize| stats.get(n).context("too few ports in testpmd");
         let (received, sent) = match self.way {
-            Way::Out => (wire.received()?, port(1)?.sent),
+            Way::Out => (wire.received()?.0, port(1)?.sent),
             Way::In => (port(2)?.received, port(1)?.sent),
         };
         self.marks.push((Instant::now(), received, sent));
@@ -100,7 +102,7 @@ impl Running for Small {
     fn finish(mut self) -> Result<Rate> {
         self.testpmd.quit()?;
         let [(start, received, sent), (end, received_after, sent_after)] = self.marks[..] else {
-            anyhow::bail!("the load has two marks");
+            bail!("the load has two marks");
         };
         let seconds = (end - start).as_secs_f64();
         Ok(Rate {
@@ -110,18 +112,18 @@ impl Running for Small {
     }
 }
 
-/// One TCP connection between the host's port and the far end, by iperf3.
+/// One TCP connection between the host's port and the far end, by iperf3. What counts is what came out
+/// at the receiver's device.
 pub(super) struct Bulk {
-    server: Process,
+    // Dropped in this order.
     client: Process,
+    server: Process,
+    way: Way,
+    marks: Vec<(Instant, u64)>,
 }
 
 impl Bulk {
-    /// Seconds that are left out of what iperf3 says: the connection gets up to its speed. It knows
-    /// whole seconds only.
-    const LEFT_OUT: u64 = 1;
-
-    pub(super) fn start(dir: &Path, cell: Cell, wire: &Wire, time: Duration) -> Result<Self> {
+    pub(super) fn start(dir: &Path, cell: Cell, wire: &Wire) -> Result<Self> {
         let address = wire.far_address();
         let taskset = find_program("taskset").context("no taskset (package util-linux)")?;
         let iperf = |name: &str, prefix: &[String], arguments: &str| {
@@ -137,41 +139,57 @@ impl Bulk {
         wait_until("iperf3 to listen", PATIENCE, || {
             Ok(tail(server.log(), 5).contains("listening"))
         })?;
-        let seconds = time.as_secs_f64().ceil();
         let back = match cell.way {
             Way::Out => "",
             Way::In => "--reverse",
         };
-        let arguments = format!(
-            "--client {address} --json --time {seconds} --omit {} {back}",
-            Self::LEFT_OUT
-        );
-        let client = iperf("iperf3-client", &[], &arguments)?;
-        Ok(Self { server, client })
+        // Until it is ended.
+        let arguments = format!("--client {address} --time 3600 --congestion cubic {back}");
+        let mut load = Self {
+            client: iperf("iperf3-client", &[], &arguments)?,
+            server,
+            way: cell.way,
+            marks: vec![],
+        };
+        // The first segments wait for ARP, and the switch may have to be ready first.
+        let start = load.received(wire)?;
+        wait_until("TCP to flow", PATIENCE, || {
+            load.client.check_running()?;
+            Ok(load.received(wire)? > start + STARTED)
+        })?;
+        Ok(load)
+    }
+
+    /// Bytes of TCP's payload that have come out.
+    fn received(&self, wire: &Wire) -> Result<u64> {
+        let (frames, bytes) = match self.way {
+            Way::Out => wire.received()?,
+            Way::In => wire.received_by_host()?,
+        };
+        Ok(bytes.saturating_sub(frames * HEADERS))
     }
 }
 
 impl Running for Bulk {
-    fn mark(&mut self, _: &Wire) -> Result<()> {
+    fn mark(&mut self, wire: &Wire) -> Result<()> {
         self.server.check_running()?;
-        self.client.check_running()
+        self.client.check_running()?;
+        self.marks.push((Instant::now(), self.received(wire)?));
+        Ok(())
     }
 
     fn cpu_ticks(&mut self) -> Result<u64> {
         Ok(self.server.cpu_ticks()? + self.client.cpu_ticks()?)
     }
 
-    fn finish(mut self) -> Result<Rate> {
-        self.client.wait(PATIENCE)?;
-        self.server.wait(PATIENCE)?;
-        let file = File::open(self.client.log())?;
-        let all: Value = serde_json::from_reader(file).context("what iperf3 says")?;
-        let rate = |of: &str| {
-            let rate = all["end"][of]["bits_per_second"].as_f64();
-            rate.with_context(|| format!("no {of} in {all}"))
+    fn finish(self) -> Result<Rate> {
+        let [(start, before), (end, after)] = self.marks[..] else {
+            bail!("the load has two marks");
         };
-        let (delivered, sent) = (rate("sum_received")?, rate("sum_sent")?);
-        ensure!(delivered > 0.0, "nothing came through: {all}");
-        Ok(Rate { delivered, sent })
+        let bits = 8.0 * after.saturating_sub(before) as f64 / (end - start).as_secs_f64();
+        Ok(Rate {
+            delivered: bits,
+            sent: bits,
+        })
     }
 }

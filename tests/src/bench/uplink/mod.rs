@@ -183,7 +183,7 @@ impl Connected {
             Traffic::Small => Small::start(dir, cell, &self.switch, &self.wire)
                 .and_then(|load| self.watch(load, time)),
             Traffic::Bulk => {
-                Bulk::start(dir, cell, &self.wire, time).and_then(|load| self.watch(load, time))
+                Bulk::start(dir, cell, &self.wire).and_then(|load| self.watch(load, time))
             }
         };
         let turn = turn.with_context(|| format!("{name} in the cell {}", cell.name()))?;

@@ -165,10 +165,14 @@ impl Wire {
         run(self.far_command("bash").args(["-ec", &script]))
     }
 
-    /// Frames that came out at the far end so far (proc(5), `/proc/net/dev`).
-    pub fn received(&self) -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/net/dev", self.far.pid()))?;
-        received(&text, &self.device()).with_context(|| format!("no {} in {text}", self.device()))
+    /// Frames that came out at the far end so far, and their bytes.
+    pub fn received(&self) -> Result<(u64, u64)> {
+        received_by(self.far.pid(), &self.device())
+    }
+
+    /// Frames that the host got from the switch so far, and their bytes.
+    pub fn received_by_host(&self) -> Result<(u64, u64)> {
+        received_by(std::process::id(), &host_device(self.kind))
     }
 }
 
@@ -181,13 +185,20 @@ impl Drop for Wire {
     }
 }
 
-/// Frames received, of the lines of `/proc/net/dev`.
-fn received(text: &str, device: &str) -> Option<u64> {
+/// Frames that a device has received, in the namespace of a process, and their bytes (proc(5)).
+fn received_by(pid: u32, device: &str) -> Result<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    received(&text, device).with_context(|| format!("no {device} in {text}"))
+}
+
+fn received(text: &str, device: &str) -> Option<(u64, u64)> {
     let line = text.lines().find_map(|line| {
         let (name, rest) = line.split_once(':')?;
         (name.trim() == device).then_some(rest)
     })?;
-    line.split_whitespace().nth(1)?.parse().ok()
+    let mut fields = line.split_whitespace();
+    let (bytes, frames) = (fields.next()?, fields.next()?);
+    Some((frames.parse().ok()?, bytes.parse().ok()?))
 }
 
 fn ip(arguments: &str) -> Result<()> {
@@ -212,7 +223,7 @@ mod tests {
     fn received_frames_are_found() {
         let text = "Inter-|   Receive\n face |bytes    packets errs\n    lo:       0       1\n\
                     f-ovs:  1234      56    0    0\n";
-        assert_eq!(received(text, "f-ovs"), Some(56));
+        assert_eq!(received(text, "f-ovs"), Some((56, 1234)));
         assert_eq!(received(text, "ovs"), None);
     }
 }

@@ -125,7 +125,10 @@ impl Receiver {
         self.first = (self.first + 1) % n.max(1);
         (0..unusable).for_each(|_| dropped(DropReason::BadBuffer));
         let frames = self.places.len() as u64 + unusable;
-        batch.push_placed(&self.memory, &self.places, NetHdr::default(), dropped);
+        let plain = |_| NetHdr::default();
+        batch.push_placed(&self.memory, &self.places, plain, |_, reason| {
+            dropped(reason);
+        });
         (frames, bytes)
     }
 }
