@@ -313,6 +313,9 @@ impl Running {
     pub(super) fn look_for_loops(&mut self, host: &Host) {
         self.team.sweep();
         self.look_for_shared_addresses();
+        for open in self.seats.iter().filter_map(|seat| seat.open.as_ref()) {
+            open.member.nic.count_missed();
+        }
         let own = self.team.received().dropped(DropReason::OwnFrame);
         let new = own - std::mem::replace(&mut self.own_frames, own);
         let independent = self.machine.settings().mode == Mode::SwitchIndependent;

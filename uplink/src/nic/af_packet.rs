@@ -154,6 +154,13 @@ impl AfPacket {
         &self.to_wire
     }
 
+    /// Counts what the kernel has dropped since the last time, as there was no room for it.
+    pub fn count_missed(&self) {
+        let missed = sys::packet_drops(&self.socket).unwrap_or(0).into();
+        self.from_wire.add(missed, 0);
+        self.from_wire.count_drop(DropReason::Missed, missed);
+    }
+
     /// Frames that were cut up because the kernel does not take them whole, and the segments sent for
     /// them.
     pub fn segmented(&self) -> (u64, u64) {

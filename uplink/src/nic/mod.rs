@@ -51,6 +51,10 @@ pub trait Nic: Send + Sync {
     /// Frames that went out by it.
     fn sent(&self) -> &Arc<Counters>;
 
+    /// Counts what the kernel has dropped since the last time, for we were too slow, as
+    /// [`DropReason::Missed`](tandem_virtio_net::DropReason::Missed). Call once a second or so.
+    fn count_missed(&self) {}
+
     /// Frames that were cut up because the device does not take them whole, and the segments sent for
     /// them.
     fn segmented(&self) -> (u64, u64);
@@ -89,6 +93,10 @@ impl Nic for af_packet::AfPacket {
         self.sent()
     }
 
+    fn count_missed(&self) {
+        self.count_missed();
+    }
+
     fn segmented(&self) -> (u64, u64) {
         self.segmented()
     }
@@ -125,6 +133,10 @@ impl Nic for af_xdp::AfXdp {
 
     fn sent(&self) -> &Arc<Counters> {
         self.sent()
+    }
+
+    fn count_missed(&self) {
+        self.count_missed();
     }
 
     fn segmented(&self) -> (u64, u64) {

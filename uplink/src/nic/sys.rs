@@ -215,6 +215,21 @@ fn set_option<T>(file: &File, level: c_int, option: c_int, value: &T) -> io::Res
     Ok(())
 }
 
+/// Frames that the kernel has dropped at a packet socket since it was asked last (packet(7),
+/// `PACKET_STATISTICS`).
+pub(super) fn packet_drops(file: &File) -> io::Result<u32> {
+    let mut statistics = libc::tpacket_stats {
+        tp_packets: 0,
+        tp_drops: 0,
+    };
+    let mut len = size_of::<libc::tpacket_stats>() as u32;
+    let (level, option) = (libc::SOL_PACKET, libc::PACKET_STATISTICS);
+    let value = (&raw mut statistics).cast();
+    // SAFETY: `getsockopt` writes up to `len` bytes of a value that outlives the call.
+    checked(unsafe { libc::getsockopt(file.as_raw_fd(), level, option, value, &raw mut len) })?;
+    Ok(statistics.tp_drops)
+}
+
 /// A frame that was received.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Received {

@@ -16,7 +16,7 @@ mod transmit;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::epoll;
@@ -26,7 +26,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use tandem_virtio_net::{Batch, Counters, Scratch};
+use tandem_virtio_net::{Batch, Counters, DropReason, Scratch};
 
 pub use self::device::{AfXdpDevice, AfXdpError, Mode};
 use self::device::{RING, is_chunk, is_memory, queue_bytes};
@@ -57,6 +57,8 @@ pub struct AfXdp {
     /// The sockets, `watch` and `retry` in one.
     events: OwnedFd,
     offloads: Offloads,
+    /// Of [`AfXdp::missed`], what has been counted.
+    counted: AtomicU64,
     from_wire: Arc<Counters>,
     to_wire: Arc<Counters>,
     // The last: the program is detached when nobody uses the sockets any more.
@@ -121,6 +123,7 @@ impl AfXdp {
             to_retry: AtomicBool::new(false),
             pause: AtomicU32::new(0),
             offloads: Offloads::none(),
+            counted: AtomicU64::new(0),
             from_wire: Arc::default(),
             to_wire: Arc::default(),
             _link: device.link,
@@ -179,6 +182,14 @@ impl AfXdp {
         let all = self.sockets.iter().flat_map(sockopt::xdp_statistics);
         all.map(|of| of.rx_dropped + of.rx_ring_full.unwrap_or(0))
             .sum()
+    }
+
+    /// Counts of those what has been dropped since the last time.
+    pub fn count_missed(&self) {
+        let all = self.missed();
+        let new = all.saturating_sub(self.counted.swap(all, Ordering::Relaxed));
+        self.from_wire.add(new, 0);
+        self.from_wire.count_drop(DropReason::Missed, new);
     }
 
     /// Takes a burst of frames into `batch`, which is empty, and needs no own bytes; how many. None is
