@@ -149,7 +149,7 @@ impl Wire {
         run(self.far_command("ip").args(arguments.split(' ')))
     }
 
-    /// Has the switch learn where the station [`FAR`] is: the kernel asks for some address in its
+    /// Has the switch learn where the station at the far end is: the kernel asks for some address in its
     /// name.
     pub fn announce(&self) -> Result<()> {
         let (device, address) = (self.device(), self.address(2));
