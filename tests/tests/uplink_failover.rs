@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tandem_tests::frontend::driver::Nic;
-use tandem_tests::frontend::frames::{mac, numbered};
+use tandem_tests::frontend::driver::{Config, Layout, Nic};
+use tandem_tests::frontend::frames::{mac, numbered, payload, raw};
+use tandem_tests::frontend::spec::NetHdr;
 use tandem_tests::lab::{Lab, Need, long, say, scenario};
 use tandem_tests::uplink::rig::send_until;
 use tandem_tests::uplink::socket::Heard;
@@ -96,6 +97,28 @@ fn cut_and_mend(rig: &Rig, member: usize) -> Result<(Instant, Instant)> {
     rig.cables.mend(member)?;
     rig.wait_member(member, "comes back", |m| m["state"] != "down")?;
     Ok((cut, mend))
+}
+
+/// Pieces shorter than the header in front of a frame, as a guest's stack makes them of its data.
+#[test]
+fn frames_in_short_pieces_reach_the_wire() -> Result<()> {
+    let name = "uplink_failover::frames_in_short_pieces_reach_the_wire";
+    scenario(name, &[Need::Root], |lab| {
+        let rig = Rig::new(lab, 1, "", PORTS)?;
+        let mut socket = rig.cables.socket(0)?;
+        for size in [5, 11, 512] {
+            let config = Config {
+                layout: Layout::Pieces(size),
+                ..Config::default()
+            };
+            let mut a = Nic::start(&rig.daemon.socket("a"), &config)?;
+            // More than is copied into a head, and a last piece of 5 bytes.
+            let frame = raw(A, mac(2), &payload(1, 512 + 5 - NetHdr::LEN - 14));
+            a.send_plain(&frame);
+            socket.wait("the frame", |heard| *heard == frame)?;
+        }
+        Ok(())
+    })
 }
 
 /// Every mode and distribution carries all flows both ways, and spreads them.

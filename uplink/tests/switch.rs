@@ -132,6 +132,31 @@ fn a_frame_that_comes_back_from_the_wire_ends_there_and_moves_nothing() {
     assert_eq!(numbers(&wire).last(), Some(&5));
 }
 
+/// A VM that has moved to another host is announced from there at once.
+#[test]
+fn a_station_whose_port_has_stopped_may_be_behind_the_wire_at_once() {
+    let switch = switch();
+    let mut vm = Port::add(&switch, "vm", |_| {});
+    let mut neighbour = Port::add(&switch, "neighbour", |_| {});
+    let mut wire = Port::add(&switch, "wire", |spec| spec.uplink = true);
+    vm.send(&[frame(Mac::BROADCAST, mac(1), 1)], 0);
+    vm.sink.ready.store(false, Ordering::Relaxed);
+    switch.renew(vm.id);
+    wire.send(&[frame(Mac::BROADCAST, mac(1), 2)], 0);
+    assert_eq!(wire.dropped(DropReason::OwnFrame), 0);
+    assert_eq!(switch.learned_macs(wire.id), [mac(1)]);
+    neighbour.send(&[frame(mac(1), mac(2), 3)], 0);
+    assert_eq!(
+        (numbers(&wire), numbers(&neighbour)),
+        (vec![1, 3], vec![1, 2])
+    );
+    // And comes back; an address does not move twice in two seconds.
+    vm.sink.ready.store(true, Ordering::Relaxed);
+    switch.renew(vm.id);
+    vm.send(&[frame(mac(2), mac(1), 4)], 2 * SECOND);
+    assert_eq!(switch.learned_macs(vm.id), [mac(1)]);
+}
+
 #[test]
 fn frames_that_end_here_are_counted_by_reason() {
     let switch = switch();

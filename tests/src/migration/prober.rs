@@ -1,7 +1,7 @@
 //! ICMP echo requests to a VM at a steady rate from a packet socket, and a log of what became of each.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -90,21 +90,17 @@ pub struct Prober {
 
 impl Prober {
     /// Asks `to` from now on, from a device of a namespace, whose address and MAC address are `from`.
-    pub fn start(
-        namespace: &Namespace,
-        device: &str,
-        id: u16,
-        [from, to]: [Station; 2],
-    ) -> Result<Self> {
+    pub fn start(namespace: &Namespace, device: &str, [from, to]: [Station; 2]) -> Result<Self> {
+        // The answers to one that was here before are not this one's.
+        static NEXT: AtomicU16 = AtomicU16::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let socket = Socket::open(namespace, device)?;
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut probing = Probing {
-                socket,
-                id,
-                log: Log::default(),
-            };
+            let probes = Vec::new();
+            let log = Log { id, probes };
+            let mut probing = Probing { socket, log };
             probing.run(from, to, &told)?;
             Ok(probing.log)
         });
@@ -128,7 +124,6 @@ impl Drop for Prober {
 
 struct Probing {
     socket: Socket,
-    id: u16,
     log: Log,
 }
 
@@ -139,7 +134,7 @@ impl Probing {
             let number = self.log.probes.len() as u32;
             self.listen_until(begun + INTERVAL * number, |_| false)?;
             let echo = Echo {
-                id: self.id,
+                id: self.log.id,
                 number,
                 reply: false,
             };
@@ -152,7 +147,11 @@ impl Probing {
                 answers: Vec::new(),
             });
         }
-        let complete = |log: &Log| log.probes.iter().all(|probe| !probe.answers.is_empty());
+        // What is older is lost.
+        let complete = |log: &Log| {
+            let mut young = (log.probes.iter().rev()).take_while(|p| p.sent + TIMEOUT > now());
+            young.all(|probe| !probe.answers.is_empty())
+        };
         self.listen_until(Instant::now() + TIMEOUT, complete)
     }
 
@@ -163,7 +162,8 @@ impl Probing {
             let Some(heard) = self.socket.recv(left)? else {
                 break;
             };
-            let echo = Echo::parse(&heard.frame).filter(|echo| echo.reply && echo.id == self.id);
+            let echo =
+                Echo::parse(&heard.frame).filter(|echo| echo.reply && echo.id == self.log.id);
             let Some(echo) = echo else { continue };
             let probe = self.log.probes.get_mut(echo.number as usize);
             let probe = probe.with_context(|| format!("an answer to {echo:?}, never asked"))?;
@@ -195,16 +195,18 @@ impl Probe {
 /// What became of all requests.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
+    /// The identifier of its requests.
+    pub id: u16,
     /// In the order they were sent.
     pub probes: Vec<Probe>,
 }
 
-/// From one answer to the next.
+/// A time without an answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gap {
-    /// When the last answer before came.
+    /// When it began.
     pub from: Duration,
-    /// When the next came.
+    /// When it ended.
     pub to: Duration,
 }
 
@@ -241,15 +243,21 @@ impl Log {
         answers.windows(2).filter(late).count()
     }
 
-    /// The longest time without an answer, after the first.
+    /// The longest time without an answer: between two, before the first, or after the last.
     pub fn longest_gap(&self) -> Gap {
-        let mut answers: Vec<_> = self.probes.iter().filter_map(Probe::answered).collect();
-        answers.sort();
+        let mut times: Vec<_> = self.probes.iter().filter_map(Probe::answered).collect();
+        times.extend(self.probes.first().map(|probe| probe.sent));
+        let end = self
+            .probes
+            .last()
+            .filter(|probe| probe.answered().is_none());
+        times.extend(end.map(|probe| probe.sent));
+        times.sort();
         let between = |pair: &[Duration]| Gap {
             from: pair[0],
             to: pair[1],
         };
-        let gaps = answers.windows(2).map(between);
+        let gaps = times.windows(2).map(between);
         gaps.max_by_key(Gap::length).unwrap_or_default()
     }
 
@@ -286,6 +294,7 @@ mod tests {
                 .collect(),
         };
         Log {
+            id: 1,
             probes: answers.iter().enumerate().map(probe).collect(),
         }
     }
@@ -305,6 +314,8 @@ mod tests {
         assert_eq!((log.duplicates(), log.reordered()), (1, 1));
         assert_eq!(log.longest_gap().length(), Duration::from_millis(139));
         assert_eq!(log.slowest(), Duration::from_millis(120));
+        let ends = self::log(&[(0, &[1]), (10, &[]), (20, &[]), (300, &[])]);
+        assert_eq!(ends.longest_gap().length(), Duration::from_millis(299));
     }
 
     #[test]

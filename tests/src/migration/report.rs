@@ -57,8 +57,8 @@ fn hosts(list: &[usize]) -> String {
 }
 
 /// Requests that were lost, or late, in runs of the same fate; times are milliseconds from `zero`.
-pub fn fates(log: &Log, id: u16, seen: &[Sighting], zero: Duration) -> Vec<String> {
-    let ways = ways(id, seen);
+pub fn fates(log: &Log, seen: &[Sighting], zero: Duration) -> Vec<String> {
+    let ways = ways(log.id, seen);
     let mut runs: Vec<(String, Vec<&Probe>)> = Vec::new();
     for probe in &log.probes {
         let took = probe.answered().map(|at| at.saturating_sub(probe.sent));

@@ -34,8 +34,9 @@ pub const NEIGHBOURS: [Station; 2] = [
         ip: [10, 0, 0, 12],
     },
 ];
-/// Bytes a second of the stream, each way: a load, and not all of two CPUs.
-const STREAM_RATE: u64 = 2 << 20;
+/// Bytes a second of the stream, each way: little for the CPUs, and for the sockets of the switch when
+/// that is kept from them.
+const STREAM_RATE: u64 = 512 << 10;
 /// The port of the VM, on each host.
 pub const PORT: &str = "vm";
 
@@ -118,13 +119,13 @@ impl Rig {
 
     /// A prober far away.
     pub fn prober(&self) -> Result<Prober> {
-        Prober::start(&self.far, "h0", 1, [FAR, VM])
+        Prober::start(&self.far, "h0", [FAR, VM])
     }
 
     /// A prober at the host's own port of host `i`.
     pub fn neighbour(&self, i: usize) -> Result<Prober> {
         let ends = [NEIGHBOURS[i], VM];
-        Prober::start(&self.hosts[i].net, "t0", 11 + i as u16, ends)
+        Prober::start(&self.hosts[i].net, "t0", ends)
     }
 
     /// A stream from far away to the VM and back.

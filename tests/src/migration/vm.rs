@@ -14,6 +14,8 @@ use crate::lab::{Guest, GuestConfig, Nic, PATIENCE, Qemu, wait_until};
 
 /// Bytes a second that are no limit.
 pub const UNLIMITED: u64 = 1 << 30;
+/// Bytes a second with which most of a guest's memory goes while it runs, and not in the end.
+pub const STEADY: u64 = 128 << 20;
 /// Bytes a second with which a migration is not over before somebody ends it.
 pub const SLOW: u64 = 4 << 20;
 /// How long QEMU may plan to have the VM stopped.

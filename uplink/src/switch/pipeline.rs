@@ -151,9 +151,13 @@ impl Pipeline<'_> {
         }
     }
 
+    /// Whether a port of ours is in use by this station. Not while nobody is there, however short ago it
+    /// said something: it may have moved to another host.
     fn is_own(&self, vid: u16, src: Mac) -> bool {
         let (key, account) = (MacKey::new(vid, src), &self.port.account);
+        let left = |(port, _): (&Port, Pin)| !port.outlet.at_home();
         self.table.is_in_use_elsewhere(key, account, self.now)
+            && !self.learned_owner(vid, src).is_some_and(left)
     }
 
     /// The verdict by destination, and the slot it relies on if it may be kept.

@@ -10,21 +10,24 @@ use std::time::{Duration, Instant};
 
 use super::{CHUNK, GOOD, Pattern, SILENCE};
 
-/// In the place of a length.
+/// In the place of a length. Behind the seed stands the rate, in bytes a second.
 pub(super) const LENGTH: u64 = u64::MAX;
 
 /// Sends the complement of the client's pattern until the client shuts down its half, and then, if
 /// every byte of that was right, [`GOOD`].
-pub(super) fn serve(stream: &TcpStream, seed: u64) -> io::Result<()> {
+pub(super) fn serve(mut stream: &TcpStream, seed: u64) -> io::Result<()> {
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
+    let mut rate = [0; 8];
+    stream.read_exact(&mut rate)?;
     let enough = Arc::new(AtomicBool::new(false));
-    let (mut sending, until) = (stream.try_clone()?, Arc::clone(&enough));
-    let sender = std::thread::spawn(move || {
-        send_chunks(&mut sending, !seed, || until.load(Ordering::Acquire))
-    });
-    let mut stream = stream.try_clone()?;
-    let received = check_chunks(&mut stream, seed, &[], |_| {});
+    let sender = Sender {
+        stream: stream.try_clone()?,
+        rate: u64::from_le_bytes(rate),
+        enough: Arc::clone(&enough),
+    };
+    let sender = std::thread::spawn(move || sender.run(!seed));
+    let received = check_chunks(stream, seed, &[], |_| {});
     if received.is_err() {
         let _ = stream.shutdown(Shutdown::Both);
     }
@@ -36,24 +39,33 @@ pub(super) fn serve(stream: &TcpStream, seed: u64) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-/// Sends chunks of a pattern, each after `enough` has said no.
-fn send_chunks(
-    stream: &mut TcpStream,
-    seed: u64,
-    mut enough: impl FnMut() -> bool,
-) -> io::Result<()> {
-    let (mut pattern, mut chunk) = (Pattern::new(seed), vec![0; CHUNK]);
-    while !enough() {
-        pattern.fill(&mut chunk);
-        stream.write_all(&chunk)?;
+/// Sends whole chunks of a pattern until that is enough.
+struct Sender {
+    stream: TcpStream,
+    /// Bytes a second.
+    rate: u64,
+    enough: Arc<AtomicBool>,
+}
+
+impl Sender {
+    fn run(mut self, seed: u64) -> io::Result<()> {
+        let (mut pattern, mut chunk) = (Pattern::new(seed), vec![0; CHUNK]);
+        let step = Duration::from_secs_f64(CHUNK as f64 / self.rate.max(1) as f64);
+        let mut due = Instant::now();
+        while !self.enough.load(Ordering::Acquire) {
+            pattern.fill(&mut chunk);
+            self.stream.write_all(&chunk)?;
+            due += step;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Checks chunks of a pattern until the peer shuts down its half, and that `end` comes before that.
 /// Tells `each` their number after each of them.
 fn check_chunks(
-    stream: &mut TcpStream,
+    stream: &TcpStream,
     seed: u64,
     end: &[u8],
     mut each: impl FnMut(u64),
@@ -62,7 +74,7 @@ fn check_chunks(
     let mut got = Vec::with_capacity(CHUNK);
     for number in 0.. {
         got.clear();
-        Read::take(&mut *stream, CHUNK as u64).read_to_end(&mut got)?;
+        stream.take(CHUNK as u64).read_to_end(&mut got)?;
         if got.len() < CHUNK {
             let why = || io::Error::other(format!("ends after {number} chunks with {got:?}"));
             return if got == end { Ok(()) } else { Err(why()) };
@@ -99,35 +111,23 @@ impl OpenStream {
     pub fn begin(mut stream: TcpStream, rate: u64, seed: u64) -> io::Result<Self> {
         stream.set_read_timeout(Some(SILENCE))?;
         stream.set_write_timeout(Some(SILENCE))?;
-        let header = [LENGTH.to_le_bytes(), seed.to_le_bytes()].concat();
+        let header = [LENGTH, seed, rate].map(u64::to_le_bytes).concat();
         stream.write_all(&header)?;
         let enough = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Progress::default());
-        let pace = move |chunks: u64, begun: Instant| {
-            let due = Duration::from_secs_f64((chunks * CHUNK as u64) as f64 / rate as f64);
-            std::thread::sleep((begun + due).saturating_duration_since(Instant::now()));
+        let sending = Sender {
+            stream: stream.try_clone()?,
+            rate,
+            enough: Arc::clone(&enough),
         };
-        let (mut sending, until) = (stream.try_clone()?, Arc::clone(&enough));
+        let half = stream.try_clone()?;
         let sender = std::thread::spawn(move || {
-            let (begun, mut sent) = (Instant::now(), 0);
-            send_chunks(&mut sending, seed, || {
-                pace(sent, begun);
-                sent += 1;
-                until.load(Ordering::Acquire)
-            })?;
-            sending.shutdown(Shutdown::Write)
+            sending.run(seed)?;
+            half.shutdown(Shutdown::Write)
         });
-        let (mut receiving, until) = (stream.try_clone()?, Arc::clone(&enough));
-        let told = Arc::clone(&progress);
+        let (receiving, told) = (stream.try_clone()?, Arc::clone(&progress));
         let receiver = std::thread::spawn(move || {
-            let begun = Instant::now();
-            check_chunks(&mut receiving, !seed, &[GOOD], |chunks| {
-                told.set(chunks);
-                // What is on its way at the end need not take its time.
-                if !until.load(Ordering::Acquire) {
-                    pace(chunks, begun);
-                }
-            })
+            check_chunks(&receiving, !seed, &[GOOD], |chunks| told.set(chunks))
         });
         Ok(Self {
             stream,
