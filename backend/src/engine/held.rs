@@ -53,6 +53,7 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
         };
         if !port.is_holding() {
             // Its rings run again; it is nowhere else.
+            switch.set_left(id, &[]);
             return switch.renew(id);
         }
         if !moved && switch.is_elsewhere(stations, id) {
@@ -75,7 +76,7 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
             continue;
         }
         port.end_hold();
-        switch.judge_anew();
+        switch.set_left(id, &[]);
         match moved {
             true => info!("port {}: {sent} frames followed its VM", port.name()),
             false => warn!("port {}: its VM was not heard again in time", port.name()),

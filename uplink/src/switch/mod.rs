@@ -379,6 +379,14 @@ impl Switch {
             .collect()
     }
 
+    /// Frames for these stations that still come in where they have been heard since go to port `id`;
+    /// none: no longer.
+    pub fn set_left(&self, id: PortId, stations: &[(Mac, u16)]) {
+        let keys = stations.iter().map(|(mac, vid)| MacKey::new(*vid, *mac));
+        self.table.set_left(id.slot, keys);
+        self.judge_anew();
+    }
+
     /// Whether one of these stations has been heard on another port than `id`.
     pub fn is_elsewhere(&self, stations: &[(Mac, u16)], id: PortId) -> bool {
         stations.iter().any(|(mac, vid)| {

@@ -193,8 +193,9 @@ impl Pipeline<'_> {
 
     /// The port that a station has left just now, which still takes frames for it.
     fn left(&self, vid: u16, dst: Mac) -> Option<&Port> {
-        let fixed = self.snapshot.fixed(vid, dst)?;
-        (fixed.id != self.port.id && fixed.outlet.ready()).then_some(fixed)
+        let slot = self.table.left(MacKey::new(vid, dst))?;
+        let port = self.snapshot.at(slot)?;
+        (port.id != self.port.id && port.outlet.ready()).then_some(port)
     }
 
     fn learned_owner(&self, vid: u16, dst: Mac) -> Option<(&Port, Pin)> {

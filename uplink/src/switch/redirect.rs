@@ -34,6 +34,14 @@ impl Switch {
             let Some(class) = this.vlan.ingress(batch.tag(i)) else {
                 continue;
             };
+            // Of a station that was learned nobody knew any more where it was: what is from here was
+            // flooded, to the wire as well.
+            let from = self.table.find(MacKey::new(class.vid, batch.source_mac(i)));
+            let from = from.and_then(|(owner, _)| snapshot.at(owner.port));
+            if this.mac.is_none() && from.is_some_and(|port| !port.uplink) {
+                gone += 1;
+                continue;
+            }
             let found = self.table.find(MacKey::new(class.vid, dst));
             let port = found.and_then(|(owner, _)| snapshot.at(owner.port));
             let Some(port) = port.filter(|port| port.id != id && port.vlan.carries(class.vid))

@@ -58,6 +58,8 @@ pub(crate) struct Moves {
 struct Control {
     accounts: Vec<Option<Account>>,
     moves: HashMap<MacKey, Moves>,
+    /// Addresses that have left a port which still takes frames for them, and its slot.
+    left: HashMap<MacKey, u16>,
 }
 
 pub(crate) struct MacTable {
@@ -175,6 +177,19 @@ impl MacTable {
             // Signed: a thread may have read its clock after the caller did.
             (now as u16).wrapping_sub(bucket.seen[way].load(Relaxed)) as i16 <= IN_USE
         })
+    }
+
+    /// The slot of a port that an address has left, and which still takes frames for it.
+    #[cold]
+    pub(crate) fn left(&self, key: MacKey) -> Option<u16> {
+        self.lock().left.get(&key).copied()
+    }
+
+    /// These addresses are about to leave the port in slot `port`, or none of it any more.
+    pub(crate) fn set_left(&self, port: u16, keys: impl Iterator<Item = MacKey>) {
+        let left = &mut self.lock().left;
+        left.retain(|_, slot| *slot != port);
+        left.extend(keys.map(|key| (key, port)));
     }
 
     /// Whether an address has come to the port it is on from the port in slot `port`.
@@ -309,6 +324,7 @@ impl MacTable {
             *account = None;
         }
         control.moves.retain(|_, m| !m.ports.contains(&port));
+        control.left.retain(|_, slot| *slot != port);
     }
 
     /// Forgets what was learned on a port.
