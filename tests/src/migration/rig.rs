@@ -84,6 +84,9 @@ impl Rig {
         far.ip("link set h0 up")?;
         address(&far, "h0", FAR)?;
         let ovs = Ovs::inside(dir, &wire)?;
+        // What it still knows to do with frames of the VM keeps it from learning that it is back. This
+        // is the shortest time it forgets that in (ovs-vswitchd.conf.db(5)).
+        ovs.vsctl("set Open_vSwitch . other_config:max-idle=500 other_config:max-revalidator=100")?;
         ovs.vsctl("add-br br0 -- set bridge br0 datapath_type=netdev")?;
         ovs.vsctl("add-port br0 f0 -- add-port br0 f1 -- add-port br0 p0")?;
         let mut hosts = Vec::new();
