@@ -58,7 +58,8 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
         }
         if !moved && switch.is_elsewhere(stations, id) {
             (moved, end) = (true, Instant::now() + FOLLOW);
-            switch.judge_anew();
+            // What still comes here goes the same way.
+            switch.set_left(id, stations);
             info!(
                 "port {}: its VM has moved; what is for it follows it",
                 port.name()
