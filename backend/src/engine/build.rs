@@ -103,9 +103,13 @@ impl Core {
                     switch.forget_neighbours(id);
                     switch.renew(id);
                 }
-                Event::Back => {
+                Event::Back | Event::Arrived => {
                     switch.renew(id);
-                    desk.is_back(Back(home.clone(), id));
+                    desk.is_back(Back {
+                        switch: home.clone(),
+                        port: id,
+                        arrives: event == Event::Arrived,
+                    });
                 }
                 Event::Changed => notifier.notify(),
             }

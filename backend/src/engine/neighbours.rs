@@ -121,7 +121,19 @@ fn load(path: &std::path::Path) -> io::Result<Vec<Neighbour>> {
 }
 
 /// A port whose driver is back.
-pub(super) struct Back(pub(super) Weak<Switch>, pub(super) PortId);
+#[derive(Clone)]
+pub(super) struct Back {
+    pub(super) switch: Weak<Switch>,
+    pub(super) port: PortId,
+    /// It has come from elsewhere.
+    pub(super) arrives: bool,
+}
+
+impl Back {
+    fn is_same(&self, other: &Self) -> bool {
+        self.port == other.port && self.switch.ptr_eq(&other.switch)
+    }
+}
 
 /// Tells the announcer.
 #[derive(Clone)]
@@ -176,20 +188,23 @@ fn announce(inbox: &mpsc::Receiver<Option<Back>>) {
         };
         let now = Instant::now();
         match news {
-            Ok(Some(Back(switch, port))) => {
+            Ok(Some(back)) => {
                 // A VMM that comes and goes gains nothing by it.
-                due.retain(|(_, old)| !(old.1 == port && old.0.ptr_eq(&switch)));
-                let again = ANNOUNCED.map(|after| (now + after, Back(switch.clone(), port)));
-                due.extend(again);
+                due.retain(|(_, old)| !old.is_same(&back));
+                due.extend(ANNOUNCED.map(|after| (now + after, back.clone())));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
         }
-        due.retain(|(at, Back(switch, port))| {
+        due.retain(|(at, back)| {
             let later = *at > now;
-            if !later && let Some(switch) = switch.upgrade() {
+            if !later && let Some(switch) = back.switch.upgrade() {
+                let port = back.port;
                 debug!("switch {}: announcing port {port:?}", switch.name());
-                switch.announce(*port, Now::monotonic());
+                if back.arrives {
+                    switch.announce_arrival(port, Now::monotonic());
+                }
+                switch.announce(port, Now::monotonic());
             }
             later
         });

@@ -96,7 +96,7 @@ impl Device for GuestPort {
             if tx.queue.start(&config, base, Some(self.config.mtu))? {
                 let goes_on = journal.is_some_and(|j| tx.queue.keep_position(j));
                 drop(tx);
-                self.driver_is(ring, goes_on || self.has_arrived(ring));
+                self.driver_is(ring, goes_on, self.has_arrived(ring));
             }
             pair.wake();
         }

@@ -95,6 +95,8 @@ pub struct GuestPort {
     journal: Mutex<Option<JournalFile>>,
     /// The driver is one that we served before, and is about to be served again.
     back: AtomicBool,
+    /// It has run elsewhere, and not been served by us since.
+    arrives: AtomicBool,
     /// What was brought from another host, until the driver goes on here.
     brought: Mutex<Option<PortState>>,
     /// The driver that starts next is the one that a state was loaded or saved of.
@@ -117,6 +119,8 @@ pub enum Event {
     NewDriver,
     /// A driver that was left without a back-end for a while is served again.
     Back,
+    /// A driver is served that has run elsewhere before.
+    Arrived,
     /// Its rings are stopped for a migration; frames for it are held.
     Held,
     /// What a report says of the port may be different.
@@ -142,6 +146,7 @@ impl GuestPort {
             hash: SeedableRandomState::with_seed(seed, SharedSeed::global_random()),
             journal: Mutex::default(),
             back: AtomicBool::new(false),
+            arrives: AtomicBool::new(false),
             brought: Mutex::default(),
             arrived: AtomicBool::new(false),
             place: OnceLock::new(),
@@ -234,14 +239,17 @@ impl GuestPort {
         }
     }
 
-    /// Notes whose driver has started the TX ring `ring`. The first pair's speaks for all.
-    fn driver_is(&self, ring: u16, known: bool) {
+    /// Notes whose driver has started the TX ring `ring`: whether it goes on where we were, and whether the
+    /// state of its port came along. The first pair's speaks for all.
+    fn driver_is(&self, ring: u16, goes_on: bool, has_state: bool) {
         if ring != 1 {
             return;
         }
-        // One that has run elsewhere has come from there.
-        let arrives = lock(&self.pairs[0].tx).queue.has_run();
-        self.back.store(known || arrives, Ordering::Relaxed);
+        let known = goes_on || has_state;
+        // One that has run, and not here, has come from elsewhere.
+        let arrives = !goes_on && lock(&self.pairs[0].tx).queue.has_run();
+        self.back.store(known, Ordering::Relaxed);
+        self.arrives.store(arrives, Ordering::Relaxed);
         if !known {
             self.tell(Event::NewDriver);
         }
@@ -252,8 +260,14 @@ impl GuestPort {
         let RingState {
             enabled, running, ..
         } = self.pairs[0].ring_state();
-        if enabled && running && self.back.swap(false, Ordering::Relaxed) {
+        if !enabled || !running {
+            return;
+        }
+        if self.back.swap(false, Ordering::Relaxed) {
             self.tell(Event::Back);
+        }
+        if self.arrives.swap(false, Ordering::Relaxed) {
+            self.tell(Event::Arrived);
         }
     }
 

@@ -34,10 +34,6 @@ impl Switch {
         };
         neighbour::settle(snapshot.ports().map(Arc::as_ref));
         let mut said = Announcements::default();
-        // Who has not said what addresses it has is known by this one at least.
-        if let Some(mac) = this.mac {
-            said.push(&reverse_arp(mac));
-        }
         for neighbour in this.neighbours.list() {
             said.add(&neighbour);
         }
@@ -57,6 +53,25 @@ impl Switch {
 }
 
 impl Switch {
+    /// Announces the station that is behind a port by its fixed address, if it has one: who has not said
+    /// what addresses it has is known by this one at least. For a VM that has come from elsewhere.
+    pub fn announce_arrival(self: &Arc<Self>, id: PortId, now: Now) {
+        let snapshot = self.snapshot.load_full();
+        let here = snapshot.get(id).filter(|port| port.outlet.at_home());
+        let Some(mac) = here.and_then(|port| port.mac) else {
+            return;
+        };
+        let mut said = Announcements::default();
+        said.push(&reverse_arp(mac));
+        Forwarder::deaf(Arc::clone(self), id).forward(&mut said.batch, &mut said.scratch, now);
+        said.scratch.call_all();
+        let counts = SwitchCounters {
+            announced: 1,
+            ..SwitchCounters::default()
+        };
+        self.counts.add(self.counts.stripe(), &counts);
+    }
+
     /// Says on the uplink `id` for each station behind the other ports where it is, with a frame that
     /// moves it in the tables of the switches there and means nothing to a station (RARP, RFC 903). For a
     /// team that is to be reached by another member from now on.
