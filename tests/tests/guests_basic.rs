@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use tandem_tests::lab::{
-    Daemon, Guest, GuestConfig, Need, Nic, Qemu, boot_two, long, qemus, scenario,
+    Daemon, Guest, GuestConfig, Need, Nic, Qemu, boot_two, long, qemus, scenario, skip,
 };
 
 const SIZES: [usize; 4] = [0, 56, 1472, 6000];
@@ -108,14 +108,16 @@ fn packed_rings() -> Result<()> {
 
 #[test]
 fn newer_qemu_split_rings() -> Result<()> {
-    scenario(
-        "guests_basic::newer_qemu_split_rings",
-        &[Need::Guests, Need::NewerQemu],
-        |lab| {
-            let qemus = qemus()?;
-            talk(lab.path(), [&qemus[1], &qemus[0]], false)
-        },
-    )
+    let name = "guests_basic::newer_qemu_split_rings";
+    // By day newer_qemu_packed_rings has the newer program, and the older one has split rings.
+    if !long() {
+        skip(name, "packed rings by day; ci/test --long");
+        return Ok(());
+    }
+    scenario(name, &[Need::Guests, Need::NewerQemu], |lab| {
+        let qemus = qemus()?;
+        talk(lab.path(), [&qemus[1], &qemus[0]], false)
+    })
 }
 
 #[test]
