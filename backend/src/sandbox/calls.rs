@@ -118,7 +118,12 @@ pub(super) fn daemon() -> List {
         // Not to block, and to see whether a TAP's link is up.
         only(SYS_ioctl, 1, [libc::FIONBIO, libc::SIOCGIFFLAGS]),
         only(SYS_fcntl, 1, FCNTL.map(|command| command as u64)),
-        only(SYS_prctl, 0, [libc::PR_SET_NAME as u64]),
+        // A thread names itself, and says how exact its naps are to be.
+        only(
+            SYS_prctl,
+            0,
+            [libc::PR_SET_NAME, libc::PR_SET_TIMERSLACK].map(|what| what as u64),
+        ),
         // What makes a captured file steps back: of the thread itself.
         only(SYS_getpriority, 1, [0]),
         only(SYS_setpriority, 1, [0]),
