@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{CHUNK, GOOD, Pattern, SILENCE};
+use super::{CHUNK, GOOD, Pattern, SILENCE, first_difference};
 
 /// In the place of a length. Behind the seed stands the rate, in bytes a second.
 pub(super) const LENGTH: u64 = u64::MAX;
@@ -80,7 +80,7 @@ fn check_chunks(
             return if got == end { Ok(()) } else { Err(why()) };
         }
         pattern.fill(&mut expected);
-        if let Some(at) = (0..CHUNK).find(|&i| got[i] != expected[i]) {
+        if let Some(at) = first_difference(&got, &expected) {
             let at = number * CHUNK as u64 + at as u64;
             return Err(io::Error::other(format!("wrong byte at {at}")));
         }
