@@ -188,7 +188,6 @@ fn run(bell: &Bell, work: Work) {
     let mut batch = Batch::with_own_bytes(nic.batch_bytes());
     let mut scratch = Scratch::default();
     let mut rest = Rest::default();
-    let fds = nic.fds();
     let mut trouble = None;
     let mut found = 0;
     while !bell.stop.load(Ordering::Acquire) {
@@ -201,11 +200,11 @@ fn run(bell: &Bell, work: Work) {
         match nic.read(&mut batch) {
             Ok(0) if std::mem::take(&mut found) >= MANY => std::thread::sleep(NAP),
             Ok(0) => {
-                if !wait(bell, &fds, full, Some(QUIET)) {
+                if !wait(bell, Some((&*nic, full)), Some(QUIET)) {
                     if let Some(forwarder) = &mut forwarder {
                         forwarder.shrink();
                     }
-                    wait(bell, &fds, full, None);
+                    wait(bell, Some((&*nic, full)), None);
                 }
             }
             Ok(n) => {
@@ -224,7 +223,7 @@ fn run(bell: &Bell, work: Work) {
                 if let Some((_, control)) = &member {
                     control.bell.call();
                 }
-                wait(bell, &[], false, None);
+                wait(bell, None, None);
             }
             // Such as a frame of a kind that the kernel cannot describe.
             Err(e) => {
@@ -260,16 +259,17 @@ fn lose(bell: &Bell, name: &str, e: &io::Error) {
     *lost = Some(format!("the device {name} was removed ({e})"));
 }
 
-/// Waits until there is something to read, or to be done; with `full` also for room. False if the time
-/// was up before.
-fn wait(bell: &Bell, fds: &[BorrowedFd<'_>], full: bool, time: Option<Timespec>) -> bool {
-    let what = match full {
-        true => PollFlags::IN | PollFlags::OUT,
-        false => PollFlags::IN,
-    };
-    let mut polled = Vec::with_capacity(fds.len() + 1);
+/// Waits until the bell rings, or the device has frames, or, if it is full, room. False if the time was up
+/// before.
+fn wait(bell: &Bell, device: Option<(&dyn Nic, bool)>, time: Option<Timespec>) -> bool {
+    let mut polled = Vec::with_capacity(3);
     polled.push(PollFd::from_borrowed_fd(bell.event.as_fd(), PollFlags::IN));
-    polled.extend(fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, what)));
+    if let Some((nic, full)) = device {
+        polled.push(PollFd::from_borrowed_fd(nic.readable(), PollFlags::IN));
+        if full {
+            polled.push(PollFd::from_borrowed_fd(nic.writable(), PollFlags::OUT));
+        }
+    }
     match rustix::event::poll(&mut polled, time.as_ref()) {
         Ok(n) => {
             if !polled[0].revents().is_empty() {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
-use tandem_uplink::nic::af_packet::AfPacket;
+use tandem_uplink::nic::af_packet::{AfPacket, PacketSockets};
 use tandem_uplink::nic::af_xdp::AfXdpDevice;
 use tandem_uplink::{Mac, TapDevice};
 
@@ -35,8 +35,13 @@ impl Handler {
                 Ok((Done::Tap { uso }, vec![file.into()]))
             }
             Request::Packet { name } => {
-                let socket = AfPacket::open_socket(&name)?;
-                Ok((Done::Packet, vec![socket.into()]))
+                let PacketSockets {
+                    receive,
+                    send,
+                    ring,
+                } = AfPacket::open_sockets(&name)?;
+                let fds = [receive, send, ring].map(OwnedFd::from);
+                Ok((Done::Packet, fds.into()))
             }
             Request::Xdp { name } => {
                 let device = AfXdpDevice::open(&name, &[])?;

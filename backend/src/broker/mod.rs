@@ -37,7 +37,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use tandem_uplink::nic::af_packet::AfPacketError;
+use tandem_uplink::nic::af_packet::{AfPacketError, PacketSockets};
 use tandem_uplink::nic::af_xdp::{AfXdpDevice, AfXdpError};
 use tandem_uplink::{Mac, TapDevice, TapError};
 
@@ -121,15 +121,24 @@ impl Broker {
         }
     }
 
-    /// A packet socket, see [`AfPacket::open_socket`](tandem_uplink::nic::af_packet::AfPacket::open_socket).
-    pub(crate) fn packet(&self, name: &str) -> Result<File, AfPacketError> {
+    /// Packet sockets, see [`AfPacket::open_sockets`](tandem_uplink::nic::af_packet::AfPacket::open_sockets).
+    pub(crate) fn packet(&self, name: &str) -> Result<PacketSockets, AfPacketError> {
         let request = Request::Packet {
             name: name.to_owned(),
         };
-        match self.ask_for_one(request) {
-            Ok((Done::Packet, fd)) => Ok(File::from(fd)),
-            Ok(_) => Err(Failure::no_answer().into_packet_error(name)),
-            Err(failure) => Err(failure.into_packet_error(name)),
+        let (done, fds) = self
+            .ask(request)
+            .map_err(|failure| failure.into_packet_error(name))?;
+        match (done, <[OwnedFd; 3]>::try_from(fds)) {
+            (Done::Packet, Ok(fds)) => {
+                let [receive, send, ring] = fds.map(File::from);
+                Ok(PacketSockets {
+                    receive,
+                    send,
+                    ring,
+                })
+            }
+            _ => Err(Failure::no_answer().into_packet_error(name)),
         }
     }
 

@@ -191,10 +191,10 @@ impl Seat {
                 Ok((Arc::new(xdp.counting(received, sent)), reason))
             }
             Driver::Auto | Driver::AfPacket => {
-                let socket = host.broker.packet(name).map_err(|e| e.to_string())?;
+                let sockets = host.broker.packet(name).map_err(|e| e.to_string())?;
                 let auto = self.config.driver == Driver::Auto;
                 let reason = auto.then(|| "segments of 64 KiB and checksums stay whole".to_owned());
-                let device = AfPacket::new(name, socket).map_err(|e| e.to_string())?;
+                let device = AfPacket::new(name, sockets).map_err(|e| e.to_string())?;
                 Ok((Arc::new(device.counting(received, sent)), reason))
             }
         }

@@ -1,12 +1,12 @@
 //! A network device of the host as the way to the wire: a packet socket with vnet headers, so that
 //! checksums and segments are left to the kernel and its device (packet(7), `PACKET_VNET_HDR`).
 //!
-//! Frames go in bursts, each with one system call, and come by a ring in memory shared with the kernel,
+//! Frames go in bursts, each with one system call: short ones are copied into a ring in memory shared with the
+//! kernel, from the others it takes the bytes where they are. They come by another such ring,
 //! where they stay until they have been delivered; those longer than its slots, such as
 //! segments of 64 KiB, are read from the socket. What the host itself sends on the device is not
 //! seen; what comes in is seen by the host as well.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +17,11 @@ use tandem_virtio_net::wire::ethernet::TYPE_AT;
 use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
 
 use super::kernel::{Offloads, Sent};
-use super::sys::{self, Received};
+use super::sys;
 use super::sys_packet::{RxRing, Slot};
+pub use super::sys_packet_socket::PacketSockets;
+use super::sys_packet_socket::{self as socket, Received};
+use super::sys_packet_tx::{self, TxRing};
 
 /// Bytes from one frame's place in a batch to the next one's: the largest frame, and so much more
 /// that the beginnings of frames are not all in the same sets of a cache.
@@ -72,8 +75,9 @@ impl AfPacketError {
 
 /// A network device, as a port of the switch sees it.
 pub struct AfPacket {
-    socket: File,
-    ring: Mutex<RxRing>,
+    sockets: PacketSockets,
+    rx: Mutex<RxRing>,
+    tx: Mutex<TxRing>,
     name: String,
     offloads: Offloads,
     from_wire: Arc<Counters>,
@@ -84,30 +88,33 @@ impl AfPacket {
     /// Own bytes of a batch for [`AfPacket::read`]: a full burst of the longest frames.
     pub const BATCH_BYTES: usize = BURST * STRIDE;
 
-    /// Opens a packet socket on the device `name`, which is set up and takes frames for all addresses
-    /// from now on. All that takes privilege is done; the socket may be sent to another process.
+    /// Opens packet sockets on the device `name`, which is set up and takes frames for all addresses
+    /// from now on. All that takes privilege is done; they may be sent to another process.
     ///
     /// # Errors
     /// [`AfPacketError`], which says what to do.
-    pub fn open_socket(name: &str) -> Result<File, AfPacketError> {
-        let opened = sys::open_packet_socket(name).and_then(|socket| {
+    pub fn open_sockets(name: &str) -> Result<PacketSockets, AfPacketError> {
+        let opened = PacketSockets::open(name).and_then(|sockets| {
             if !sys::is_up(name)? {
                 sys::set_up(name)?;
             }
-            Ok(socket)
+            Ok(sockets)
         });
         opened.map_err(|error| AfPacketError::of(name, error))
     }
 
-    /// The device `name` by a socket of [`AfPacket::open_socket`].
+    /// The device `name` by sockets of [`AfPacket::open_sockets`].
     ///
     /// # Errors
-    /// [`AfPacketError`]: it is another socket.
-    pub fn new(name: &str, socket: File) -> Result<Self, AfPacketError> {
-        let ring = RxRing::map(&socket).map_err(|e| AfPacketError::of(name, e))?;
+    /// [`AfPacketError`]: they are other sockets.
+    pub fn new(name: &str, sockets: PacketSockets) -> Result<Self, AfPacketError> {
+        let failed = |e| AfPacketError::of(name, e);
+        let rx = RxRing::map(&sockets.receive).map_err(failed)?;
+        let tx = TxRing::map(&sockets.ring).map_err(failed)?;
         Ok(Self {
-            socket,
-            ring: Mutex::new(ring),
+            sockets,
+            rx: Mutex::new(rx),
+            tx: Mutex::new(tx),
             name: name.to_owned(),
             // UDP segments have no type of their own in a packet socket before Linux 6.2.
             offloads: Offloads::new(false),
@@ -121,7 +128,7 @@ impl AfPacket {
     /// # Errors
     /// [`AfPacketError`], which says what to do.
     pub fn open(name: &str) -> Result<Self, AfPacketError> {
-        Self::new(name, Self::open_socket(name)?)
+        Self::new(name, Self::open_sockets(name)?)
     }
 
     /// The same, which goes on counting where another has left off.
@@ -156,7 +163,9 @@ impl AfPacket {
 
     /// Counts what the kernel has dropped since the last time, as there was no room for it.
     pub fn count_missed(&self) {
-        let missed = sys::packet_drops(&self.socket).unwrap_or(0).into();
+        let missed = socket::packet_drops(&self.sockets.receive)
+            .unwrap_or(0)
+            .into();
         self.from_wire.add(missed, 0);
         self.from_wire.count_drop(DropReason::Missed, missed);
     }
@@ -174,10 +183,10 @@ impl AfPacket {
     /// # Errors
     /// The link is down (`ENETDOWN`), once, or the device is gone.
     pub fn read(&self, batch: &mut Batch) -> io::Result<usize> {
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.rx.lock().unwrap_or_else(PoisonError::into_inner);
         ring.give_back();
         match ring.front() {
-            None => sys::waiting_error(&self.socket)?,
+            None => socket::waiting_error(&self.sockets.receive)?,
             Some(slot) if slot.at_socket => self.read_long(&mut ring, batch)?,
             Some(_) => self.read_placed(&mut ring, batch),
         }
@@ -228,7 +237,7 @@ impl AfPacket {
         let Some(room) = batch.own_room() else {
             return Ok(());
         };
-        let got = sys::receive_frames(&self.socket, room, STRIDE, &mut received[..n])?;
+        let got = socket::receive_frames(&self.sockets.receive, room, STRIDE, &mut received[..n])?;
         let mut bytes = 0;
         for frame in &received[..got] {
             bytes += frame.len.saturating_sub(NET_HDR_LEN) as u64;
@@ -261,14 +270,65 @@ impl AfPacket {
         Ok(())
     }
 
+    /// What is writable when [`AfPacket::send`] has room again.
+    pub fn writable(&self) -> BorrowedFd<'_> {
+        self.sockets.send.as_fd()
+    }
+
     /// Sends frames that the kernel takes as they are; how many were dealt with.
+    fn send_as_is(&self, batch: &mut Batch, frames: &[u8], sent: &mut Sent) -> usize {
+        let is_short = |batch: &Batch, i: u8| {
+            let i = usize::from(i);
+            batch.frame_len(i) <= sys_packet_tx::LONGEST && batch.hdr(i).gso_type == 0
+        };
+        let mut at = 0;
+        while at < frames.len() {
+            let left = &frames[at..];
+            let short = left.iter().take_while(|i| is_short(batch, **i)).count();
+            let by_ring = self.send_by_ring(batch, &left[..short], sent);
+            at += by_ring;
+            // What the ring does not take, and up to the next one for it.
+            let rest = &left[by_ring..];
+            let long = rest[short - by_ring..].iter();
+            let long = long.take_while(|i| !is_short(batch, **i)).count();
+            let plain = &rest[..short - by_ring + long];
+            let done = self.send_plain(batch, plain, sent);
+            at += done;
+            if done < plain.len() {
+                break;
+            }
+        }
+        at
+    }
+
+    /// Sends frames out of the ring, for as long as it takes them; how many. One sender at a time has it: the
+    /// others do without.
+    fn send_by_ring(&self, batch: &Batch, frames: &[u8], sent: &mut Sent) -> usize {
+        let Ok(mut ring) = self.tx.try_lock() else {
+            return 0;
+        };
+        for &i in frames {
+            let i = usize::from(i);
+            if !ring.push(&batch.hdr(i), |room| batch.linearize(i, room)) {
+                break;
+            }
+        }
+        let done = ring.send(&self.sockets.ring);
+        let bytes = frames[..done]
+            .iter()
+            .map(|i| batch.frame_len((*i).into()) as u64);
+        (sent.frames, sent.bytes) = (sent.frames + done as u64, sent.bytes + bytes.sum::<u64>());
+        done
+    }
+
+    /// Sends frames by calls; how many were dealt with.
     fn send_plain(&self, batch: &mut Batch, frames: &[u8], sent: &mut Sent) -> usize {
         let mut at = 0;
         while at < frames.len() {
             let left = &frames[at..];
             // A frame that is refused keeps none behind it from being tried, but for a device that takes
             // none at all.
-            let (done, refused) = match sys::send_frames(&self.socket, batch, left) {
+            let (done, refused) = match socket::send_frames(&self.sockets.send, batch, left) {
                 Ok(n) => (n, 0),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return at,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -305,7 +365,7 @@ impl AfPacket {
                 Treatment::AsIs => drop(self.offloads.prepare(batch, i)),
                 _ if full => {}
                 treatment => {
-                    done += self.send_plain(batch, &frames[done..at], &mut sent);
+                    done += self.send_as_is(batch, &frames[done..at], &mut sent);
                     full = done < at;
                     if !full {
                         sent.add(self.send_completed(treatment, batch, i, scratch));
@@ -315,7 +375,7 @@ impl AfPacket {
             }
         }
         if !full {
-            done += self.send_plain(batch, &frames[done..], &mut sent);
+            done += self.send_as_is(batch, &frames[done..], &mut sent);
         }
         // The next receiver may take other offloads.
         for (hdr, &i) in headers.iter().zip(frames) {
@@ -335,7 +395,7 @@ impl AfPacket {
         i: usize,
         scratch: &mut Scratch,
     ) -> Sent {
-        let send = |bytes: &[u8]| sys::send_bytes(&self.socket, bytes);
+        let send = |bytes: &[u8]| socket::send_bytes(&self.sockets.send, bytes);
         let sent = (self.offloads).complete(treatment, batch, i, scratch, send);
         if let Some(reason) = sent.dropped() {
             batch.set_end(i, reason);
@@ -346,7 +406,7 @@ impl AfPacket {
 
 impl AsFd for AfPacket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.sockets.receive.as_fd()
     }
 }
 

@@ -9,6 +9,8 @@ mod kernel;
 mod sys;
 mod sys_bpf;
 mod sys_packet;
+mod sys_packet_socket;
+mod sys_packet_tx;
 mod sys_xdp;
 #[cfg(test)]
 mod wire;
@@ -27,8 +29,11 @@ pub trait Nic: Send + Sync {
     /// What it is driven by, as the configuration has it.
     fn driver(&self) -> &'static str;
 
-    /// What there is to wait for: readable when there are frames, writable when there is room again.
-    fn fds(&self) -> Vec<BorrowedFd<'_>>;
+    /// What is readable when there are frames.
+    fn readable(&self) -> BorrowedFd<'_>;
+
+    /// What is writable when there is room again, after [`Nic::send`] had none.
+    fn writable(&self) -> BorrowedFd<'_>;
 
     /// Own bytes that a batch for [`Nic::read`] has.
     fn batch_bytes(&self) -> usize;
@@ -69,8 +74,12 @@ impl Nic for af_packet::AfPacket {
         "af_packet"
     }
 
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.as_fd()]
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn writable(&self) -> BorrowedFd<'_> {
+        self.writable()
     }
 
     fn batch_bytes(&self) -> usize {
@@ -111,8 +120,12 @@ impl Nic for af_xdp::AfXdp {
         "af_xdp"
     }
 
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.as_fd()]
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn writable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
     }
 
     fn batch_bytes(&self) -> usize {
@@ -153,8 +166,12 @@ impl Nic for tap::Tap {
         "tap"
     }
 
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.as_fd()]
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn writable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
     }
 
     fn batch_bytes(&self) -> usize {

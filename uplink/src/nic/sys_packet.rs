@@ -21,7 +21,7 @@ use tandem_virtio_net::memory::{Memory, MemoryError, Region};
 use tandem_virtio_net::spec::{NET_HDR_LEN, NetHdr};
 use tandem_virtio_net::wire::ethernet::TYPE_AT;
 
-use super::sys::{PACKET_HDR_LEN, set_packet_option};
+use super::sys_packet_socket::{PACKET_HDR_LEN, set_packet_option};
 use super::sys_xdp::Mapping;
 
 /// Slots: two milliseconds of a million frames a second.
@@ -31,7 +31,7 @@ const SLOT: u32 = 2048;
 /// The kernel allocates so many bytes at a time.
 const BLOCK: u32 = 64 * 1024;
 /// `TPACKET_V2` of `linux/if_packet.h`.
-const VERSION: c_int = libc::tpacket_versions::TPACKET_V2 as c_int;
+pub(super) const VERSION: c_int = libc::tpacket_versions::TPACKET_V2 as c_int;
 /// The type of a tag of IEEE 802.1Q (9.5).
 const TPID: u16 = 0x8100;
 
