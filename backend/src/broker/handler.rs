@@ -45,8 +45,8 @@ impl Handler {
             }
             Request::Xdp { name } => {
                 let device = AfXdpDevice::open(&name, &[])?;
-                if device.sockets.len() + 3 > FDS_MAX {
-                    let words = format!("{name} has more queues than {}", FDS_MAX - 3);
+                if 3 + 2 * device.sockets.len() > FDS_MAX {
+                    let words = format!("{name} has more queues than {}", (FDS_MAX - 3) / 2);
                     return Err(Failure::Refused(words));
                 }
                 let done = Done::Xdp {
@@ -55,6 +55,7 @@ impl Handler {
                 };
                 let mut fds = vec![device.link, device.watch, device.memory];
                 fds.extend(device.sockets);
+                fds.extend(device.senders);
                 Ok((done, fds))
             }
             Request::Listen {

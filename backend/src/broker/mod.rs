@@ -150,13 +150,16 @@ impl Broker {
         let (done, fds) = self
             .ask(request)
             .map_err(|failure| failure.into_xdp_error(name))?;
+        // As many to send as to receive.
         let mut fds = fds.into_iter();
+        let queues = fds.len().saturating_sub(3) / 2;
         match (done, fds.next(), fds.next(), fds.next()) {
             (Done::Xdp { chunk, mode }, Some(link), Some(watch), Some(memory)) => Ok(AfXdpDevice {
                 link,
                 watch,
                 memory,
-                sockets: fds.collect(),
+                sockets: fds.by_ref().take(queues).collect(),
+                senders: fds.collect(),
                 chunk,
                 mode: mode.into(),
             }),

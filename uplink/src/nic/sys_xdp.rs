@@ -81,7 +81,7 @@ pub(super) fn register(socket: &OwnedFd, memory: &Mapping, chunk: u32) -> io::Re
     Ok(sockopt::set_xdp_umem_reg(socket, registration)?)
 }
 
-/// The four rings of a socket.
+/// The four rings of a queue.
 pub(super) struct Rings {
     pub(super) fill: Producer<u64>,
     pub(super) rx: Consumer<libc::xdp_desc>,
@@ -90,19 +90,20 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    /// Maps the rings of a socket that was given rings of as many entries, a power of two.
-    pub(super) fn map(socket: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+    /// Maps the rings of a queue's two sockets, which were given rings of as many entries, a power of two:
+    /// the TX ring is the second one's.
+    pub(super) fn map(
+        socket: BorrowedFd<'_>,
+        sender: BorrowedFd<'_>,
+        entries: u32,
+    ) -> io::Result<Self> {
         let at = sockopt::xdp_mmap_offsets(socket)?;
+        let fill = xdp::XDP_UMEM_PGOFF_FILL_RING;
         let completion = xdp::XDP_UMEM_PGOFF_COMPLETION_RING;
         Ok(Self {
-            fill: Producer::new(Ring::map(
-                socket,
-                xdp::XDP_UMEM_PGOFF_FILL_RING,
-                &at.fr,
-                entries,
-            )?),
+            fill: Producer::new(Ring::map(socket, fill, &at.fr, entries)?),
             rx: Consumer::new(Ring::map(socket, xdp::XDP_PGOFF_RX_RING, &at.rx, entries)?),
-            tx: Producer::new(Ring::map(socket, xdp::XDP_PGOFF_TX_RING, &at.tx, entries)?),
+            tx: Producer::new(Ring::map(sender, xdp::XDP_PGOFF_TX_RING, &at.tx, entries)?),
             completion: Consumer::new(Ring::map(socket, completion, &at.cr, entries)?),
         })
     }

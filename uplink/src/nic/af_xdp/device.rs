@@ -11,7 +11,9 @@ use rustix::fs::{
     MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
 };
 use rustix::net::netdevice::name_to_index;
-use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags};
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XdpOptionsFlags,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::program;
@@ -174,8 +176,11 @@ pub struct AfXdpDevice {
     pub watch: OwnedFd,
     /// The memory of all queues: a sealed memory file.
     pub memory: OwnedFd,
-    /// A bound socket for each queue, in order.
+    /// A bound socket to receive for each queue, in order.
     pub sockets: Vec<OwnedFd>,
+    /// And one to send, with the memory of the first: what is sent by a socket wakes, when it has left,
+    /// whoever waits for frames at the same one.
+    pub senders: Vec<OwnedFd>,
     /// Bytes of a chunk.
     pub chunk: u32,
     /// How frames come and go.
@@ -213,13 +218,15 @@ impl AfXdpDevice {
         let watch = bpf::watch(index).map_err(failed("watching it"))?;
         let len = u64::from(queues) * queue_bytes(chunk);
         let memory = make_memory(len).map_err(failed("making its memory"))?;
-        let (mut sockets, mut zero_copy) = (Vec::new(), native);
+        let (mut sockets, mut senders, mut zero_copy) = (Vec::new(), Vec::new(), native);
         for queue in 0..queues {
             let socket = open_queue(index, queue, native, &memory, chunk)
                 .map_err(failed("making an AF_XDP socket"))?;
             zero_copy &= sockopt::xdp_options(&socket)
                 .is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
             bpf::set_socket(&map, queue, &socket).map_err(failed("giving it a socket"))?;
+            let sender = open_sender(index, queue, &socket, chunk);
+            senders.push(sender.map_err(failed("making an AF_XDP socket to send"))?);
             sockets.push(socket);
         }
         Ok(Self {
@@ -227,6 +234,7 @@ impl AfXdpDevice {
             watch,
             memory,
             sockets,
+            senders,
             chunk,
             mode: match (native, zero_copy) {
                 (_, true) => Mode::ZeroCopy,
@@ -291,7 +299,7 @@ fn attach(program: &OwnedFd, index: u32) -> io::Result<(OwnedFd, bool)> {
     }
 }
 
-/// A socket bound to a queue, with its part of `memory`.
+/// A socket bound to a queue, with its part of `memory`, to receive.
 fn open_queue(
     index: u32,
     queue: u32,
@@ -308,16 +316,29 @@ fn open_queue(
     sockopt::set_xdp_umem_fill_ring_size(&socket, RING)?;
     sockopt::set_xdp_umem_completion_ring_size(&socket, RING)?;
     sockopt::set_xdp_rx_ring_size(&socket, RING)?;
-    sockopt::set_xdp_tx_ring_size(&socket, RING)?;
-    // In copy mode the kernel makes a buffer of its own of each frame. A full ring of them is to fit, and
-    // to be sent in one call.
-    let _less = sockopt::set_socket_send_buffer_size_force(&socket, 2 * (RING * chunk) as usize);
-    bpf::set_budget(&socket, RING);
     // Unless told to copy, the kernel does so only where the driver cannot do without.
     let mut flags = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
     flags.set(SocketAddrXdpFlags::XDP_COPY, !native);
     let address = SocketAddrXdp::new(flags, index, queue);
     patiently(|| Ok(rustix::net::bind(&socket, &address)?))?;
+    Ok(socket)
+}
+
+/// A socket to send by a queue out of the memory of its `receiver`.
+fn open_sender(index: u32, queue: u32, receiver: &OwnedFd, chunk: u32) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?;
+    sockopt::set_xdp_tx_ring_size(&socket, RING)?;
+    // In copy mode the kernel makes a buffer of its own of each frame. A full ring of them is to fit, and
+    // to be sent in one call.
+    let _less = sockopt::set_socket_send_buffer_size_force(&socket, 2 * (RING * chunk) as usize);
+    bpf::set_budget(&socket, RING);
+    let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
+    let address = SocketAddrXdpWithSharedUmem {
+        addr: SocketAddrXdp::new(flags, index, queue),
+        shared_umem_fd: receiver.as_fd(),
+    };
+    rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }
 

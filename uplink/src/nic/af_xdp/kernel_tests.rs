@@ -44,12 +44,13 @@ fn rig() -> Rig {
     let (ours, kernel) = rings_in(rings.as_fd(), RING);
     let (socket, called) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
+    let sender = socket.try_clone().unwrap().into();
     let socket = Arc::new(socket.into());
     let tx = TxMemory::map(memory.as_fd(), HALF, HALF as usize).unwrap();
-    let incoming = vec![(Arc::clone(&socket), ours.fill, ours.rx)];
+    let incoming = vec![(socket, ours.fill, ours.rx)];
     Rig {
         transmitter: Transmitter::new(
-            socket,
+            sender,
             (ours.tx, ours.completion),
             (tx, HALF),
             CHUNK as usize,

@@ -1,5 +1,5 @@
 //! A network device of the host as the way to the wire, past the host's network stack: AF_XDP
-//! sockets, one for each queue of the device (Linux 5.10,
+//! sockets, two for each queue of the device (Linux 5.10,
 //! `Documentation/networking/af_xdp.rst`).
 //!
 //! Frames come and go through rings that are shared with the kernel. A received frame stays in the
@@ -85,19 +85,21 @@ impl AfXdp {
         let failed = |error| AfXdpError::in_doing(name, "mapping its rings", error);
         let bytes = queue_bytes(device.chunk);
         let len = device.sockets.len() as u64 * bytes;
-        let usable = !device.sockets.is_empty() && is_chunk(device.chunk);
+        let usable = !device.sockets.is_empty()
+            && device.senders.len() == device.sockets.len()
+            && is_chunk(device.chunk);
         if !usable || !is_memory(&device.memory, len).map_err(failed)? {
             return Err(AfXdpError::NotADevice(name.to_owned()));
         }
         let sockets: Vec<_> = device.sockets.into_iter().map(Arc::new).collect();
         let (half, copies) = ((bytes / 2) as usize, device.mode != Mode::ZeroCopy);
         let (mut transmitters, mut incoming) = (Vec::new(), Vec::new());
-        for (queue, socket) in sockets.iter().enumerate() {
-            let rings = Rings::map(socket.as_fd(), RING).map_err(failed)?;
+        for (queue, (socket, sender)) in sockets.iter().zip(device.senders).enumerate() {
+            let rings = Rings::map(socket.as_fd(), sender.as_fd(), RING).map_err(failed)?;
             let offset = queue as u64 * bytes + bytes / 2;
             let memory = TxMemory::map(device.memory.as_fd(), offset, half).map_err(failed)?;
             transmitters.push(Mutex::new(Transmitter::new(
-                Arc::clone(socket),
+                sender,
                 (rings.tx, rings.completion),
                 (memory, bytes / 2),
                 device.chunk as usize,

@@ -465,6 +465,7 @@ fn descriptors_are_enough_for_another_process() {
         &device.watch,
         &device.memory,
         &device.sockets[0],
+        &device.senders[0],
     ];
     let all: Vec<_> = all.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
     let mut other = Command::new(std::env::current_exe().unwrap())
@@ -505,6 +506,7 @@ fn the_other_process() {
         watch: get(2),
         memory: get(3),
         sockets: vec![get(4)],
+        senders: vec![get(5)],
         chunk: 2048,
         mode: Mode::Copy,
     };

@@ -4,7 +4,6 @@
 //! many as each ring has entries, so that whoever has a free one has room in the TX ring for it.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -17,7 +16,7 @@ use crate::nic::sys_xdp::{Consumer, Producer, TxMemory};
 
 /// The sending half of a queue.
 pub(super) struct Transmitter {
-    socket: Arc<OwnedFd>,
+    socket: OwnedFd,
     ring: Producer<libc::xdp_desc>,
     completion: Consumer<u64>,
     memory: TxMemory,
@@ -36,7 +35,7 @@ pub(super) struct Transmitter {
 impl Transmitter {
     /// `base` is the address of the first byte of `memory`, whose chunks have `chunk` bytes.
     pub(super) fn new(
-        socket: Arc<OwnedFd>,
+        socket: OwnedFd,
         (ring, completion): (Producer<libc::xdp_desc>, Consumer<u64>),
         (memory, base): (TxMemory, u64),
         chunk: usize,
