@@ -82,7 +82,7 @@ pub enum TlsError {
     NotValidThere,
     /// Signed by somebody else.
     #[error(
-        "{0} certificate is of another authority, hosts have different authorities: issue both theirs by the same one"
+        "{0} certificate was not signed by the other's authority: hosts have different authorities, issue the keys of both by the same one"
     )]
     UnknownAuthority(Whose),
     /// It is another host.
@@ -160,7 +160,7 @@ impl TlsError {
                 presented,
             } => Self::WrongName {
                 wanted: expected.to_str().into_owned(),
-                has: presented.clone(),
+                has: presented.iter().map(|name| bare(name)).collect(),
             },
             error => Self::other(error),
         }
@@ -194,6 +194,12 @@ impl TlsError {
         }
         None
     }
+}
+
+/// A name without what the TLS library says of its kind: `DnsName("beta")`, `IpAddress(10.0.0.1)`.
+fn bare(name: &str) -> String {
+    let inner = name.split_once('(').map_or(name, |(_, inner)| inner);
+    inner.trim_matches(['"', ')']).to_owned()
 }
 
 /// A time in its largest unit.
