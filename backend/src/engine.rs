@@ -26,7 +26,7 @@ use crate::broker::Broker;
 use crate::capture;
 use crate::cgroup::Groups;
 use crate::config::{PortConfig, SwitchConfig, TeamConfig};
-use crate::control::{Engine, Refused, RefusedKind};
+use crate::control::{Engine, MovingPort, Refused, RefusedKind};
 use crate::events::{Event, EventKind, Events};
 use crate::port::{GuestPort, lock};
 use crate::status::{PortStatus, SwitchStatus, SwitchesStatus, TeamStatus, VmUsage};
@@ -35,6 +35,7 @@ use crate::worker::Workers;
 
 mod build;
 mod held;
+mod moving;
 mod neighbours;
 mod report;
 mod uplinks;
@@ -412,6 +413,11 @@ impl Engine for Running {
             .values()
             .filter(|port| report::state(port).0.is_none());
         up.count()
+    }
+
+    fn moving(&self, name: &str) -> Result<Arc<dyn MovingPort>, Refused> {
+        let ports = lock(&self.core.ports);
+        ports.get(name).ok_or_else(|| no_such_port(name))?.moving()
     }
 
     fn capture(&self, name: &str, request: &capture::Request) -> Result<Receiver<Bytes>, Refused> {

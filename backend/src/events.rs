@@ -52,6 +52,12 @@ pub enum EventKind {
     ReloadRefused,
     /// An address is seen on two ports of a switch at once.
     DuplicateMac,
+    /// A VM may move to another host, or come from one; the detail says which.
+    MigrationPrepared,
+    /// It has moved.
+    MigrationCommitted,
+    /// It stays where it was; the detail says why.
+    MigrationAborted,
     /// The subscriber was too slow, or away for too long: events before this one are lost to it.
     Missed,
 }

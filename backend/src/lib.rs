@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod engine;
 pub mod events;
 pub mod metrics;
+pub mod migration;
 mod nic_thread;
 pub mod port;
 mod sandbox;

@@ -360,9 +360,21 @@ pub(crate) fn add_up_time() {
 
 /// The CPU time that a thread of this process has had (proc_pid_schedstat(5)); none if it has ended.
 pub(crate) fn cpu_time(thread: i32) -> Duration {
+    schedstat(thread, 0)
+}
+
+/// How long the calling thread has been ready to run and waited for a CPU.
+pub(crate) fn starved() -> Duration {
+    schedstat(rustix::thread::gettid().as_raw_nonzero().get(), 1)
+}
+
+fn schedstat(thread: i32, column: usize) -> Duration {
     let path = format!("/proc/self/task/{thread}/schedstat");
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let nanos = text.split(' ').next().and_then(|word| word.parse().ok());
+    let nanos = text
+        .split(' ')
+        .nth(column)
+        .and_then(|word| word.parse().ok());
     Duration::from_nanos(nanos.unwrap_or(0))
 }
 

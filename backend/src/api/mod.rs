@@ -12,6 +12,8 @@
 //! | `/api/v1/switches`, `/api/v1/switches/NAME`, `/api/v1/switches/NAME/reset` | as for ports |
 //! | `/api/v1/teams`, `/api/v1/teams/NAME`, `/api/v1/teams/NAME/reset` | as for ports |
 //! | `/api/v1/profiles` | GET |
+//! | `/api/v1/migrations`, `/api/v1/migrations/VM` | GET |
+//! | `/api/v1/migrations/VM/prepare`, `…/commit`, `…/abort` | POST: see docs/migration.md |
 //! | `/api/v1/vms` | GET |
 //! | `/api/v1/vms/NAME` | GET |
 //! | `/metrics` | GET, for Prometheus |
@@ -24,6 +26,7 @@
 mod capture;
 mod events;
 mod handlers;
+mod migrations;
 mod ports;
 mod problem;
 mod reports;
@@ -51,6 +54,7 @@ pub use schema::PortSettings;
 pub use socket::ApiSocket;
 
 use crate::control::Control;
+use crate::migration::Migrations;
 
 /// Connections served at once; more wait to be accepted.
 const CONNECTIONS: usize = 64;
@@ -71,18 +75,33 @@ pub fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// Serves the API on a thread `api` until `stop` is there; on `metrics`, if there is one, the metrics
-/// only.
+/// Where the API is served, the metrics only, and other hosts' migrations.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The API.
+    pub api: ApiSocket,
+    /// The metrics.
+    pub metrics: Option<std::net::TcpListener>,
+    /// Other hosts.
+    pub migration: Option<std::net::TcpListener>,
+}
+
+/// Serves the API, and other hosts, on a thread `api` until `stop` is there.
 ///
 /// # Errors
 /// The operating system's.
 pub fn start(
     runtime: Runtime,
-    socket: ApiSocket,
-    metrics: Option<std::net::TcpListener>,
+    listeners: Listeners,
     control: Arc<Control>,
+    migrations: Arc<Migrations>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
+    let Listeners {
+        api: socket,
+        metrics,
+        migration,
+    } = listeners;
     let (listener, metrics) = {
         let _context = runtime.enter();
         let metrics = metrics.map(|listener| {
@@ -95,7 +114,9 @@ pub fn start(
         )
     };
     Builder::new().name("api".into()).spawn(move || {
-        runtime.block_on(serve(listener, metrics, control, stop));
+        runtime.block_on(serve(
+            listener, metrics, migration, control, migrations, stop,
+        ));
         // A call that is still in the engine may take its time; it is not waited for.
         runtime.shutdown_timeout(GRACE);
         drop(socket);
@@ -105,16 +126,25 @@ pub fn start(
 async fn serve(
     listener: UnixListener,
     metrics: Option<TcpListener>,
+    migration: Option<std::net::TcpListener>,
     control: Arc<Control>,
+    migrations: Arc<Migrations>,
     stop: impl Future<Output = ()>,
 ) {
     let (go_on, stopped) = watch::channel(());
-    let api = routes::router(Arc::clone(&control));
+    let api = routes::router(Arc::clone(&control), Arc::clone(&migrations));
     let api = accept_all(
         async || listener.accept().await.map(|(stream, _)| stream),
         api,
         stopped.clone(),
     );
+    let mut told = stopped.clone();
+    let migrations = async {
+        if let Some(listener) = migration {
+            let stop = async { drop(told.changed().await) };
+            migrations.serve(listener, stop).await;
+        }
+    };
     let metrics = async {
         if let Some(listener) = metrics {
             let accept = async || listener.accept().await.map(|(stream, _)| stream);
@@ -125,7 +155,7 @@ async fn serve(
         stop.await;
         drop(go_on);
     };
-    tokio::join!(api, metrics, stop);
+    tokio::join!(api, metrics, migrations, stop);
 }
 
 /// Serves connections until the other end of `stopped` is gone, then lets them finish.

@@ -16,8 +16,9 @@ use serde_json::{Map, Value};
 use utoipa::IntoParams;
 
 use super::problem::Problem;
-use super::{capture, events, ports, reports, schema, switches, teams};
+use super::{capture, events, migrations, ports, reports, schema, switches, teams};
 use crate::control::{Condition, Control};
+use crate::migration::Migrations;
 
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 64 << 10;
@@ -28,7 +29,17 @@ pub(super) type Answer = Result<Response, Problem>;
 pub(super) type Shared = State<Arc<Control>>;
 
 /// All routes.
-pub(super) fn router(control: Arc<Control>) -> Router {
+pub(super) fn router(control: Arc<Control>, migrations: Arc<Migrations>) -> Router {
+    let migrations = Router::new()
+        .route("/api/v1/migrations", get(migrations::list))
+        .route("/api/v1/migrations/{name}", get(migrations::show))
+        .route(
+            "/api/v1/migrations/{name}/prepare",
+            post(migrations::prepare),
+        )
+        .route("/api/v1/migrations/{name}/commit", post(migrations::commit))
+        .route("/api/v1/migrations/{name}/abort", post(migrations::abort))
+        .with_state(migrations);
     Router::new()
         .route("/api/v1/openapi.json", get(schema::document))
         .route("/api/v1/status", get(reports::status))
@@ -78,6 +89,7 @@ pub(super) fn router(control: Arc<Control>) -> Router {
             Problem::request(StatusCode::NOT_FOUND, "there is no such path", remedy)
         })
         .with_state(control)
+        .merge(migrations)
 }
 
 /// The metrics without the rest, for an address that others reach.

@@ -11,7 +11,7 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 
 use super::problem::ProblemDetails;
-use super::{capture, events, ports, reports, switches, teams};
+use super::{capture, events, migrations, ports, reports, switches, teams};
 use crate::config::{Configured, PortConfig, SwitchConfig, TeamConfig};
 use crate::events::Event;
 
@@ -119,6 +119,11 @@ fn as_requested(mut schema: Value) -> Value {
         teams::patch,
         teams::remove,
         teams::reset,
+        migrations::list,
+        migrations::show,
+        migrations::prepare,
+        migrations::commit,
+        migrations::abort,
         reports::profiles,
         reports::vms,
         reports::vm,

@@ -3,6 +3,7 @@
 mod capture;
 mod events;
 mod keys;
+mod migration;
 mod noun;
 mod pages;
 mod port;
@@ -215,6 +216,7 @@ Examples:
   tandem switch set default --uplink team0
   tandem team member add team0 eth2
   tandem vm list --json
+  tandem migration prepare web2 --to beta:4792
   tandem port remove web2";
 
 fn command() -> Command {
@@ -246,6 +248,7 @@ fn command() -> Command {
         .subcommand(switch::SWITCH.command())
         .subcommand(team::command())
         .subcommand(switch::profile_command())
+        .subcommand(migration::command())
         .subcommand(capture::command())
         .subcommand(status::command())
         .subcommand(top::command())
@@ -261,6 +264,7 @@ fn dispatch(matches: &ArgMatches) -> Result<String, Failure> {
         Some(("switch", matches)) => switch::SWITCH.run(matches),
         Some(("team", matches)) => team::run(matches),
         Some(("profile", matches)) => switch::run_profile(matches),
+        Some(("migration", matches)) => migration::run(matches),
         Some(("capture", matches)) => capture::run(matches),
         Some(("status", matches)) => status::run(matches),
         Some(("top", matches)) => top::run(matches),

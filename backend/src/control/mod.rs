@@ -6,8 +6,12 @@ mod resource;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use hyper::body::Bytes;
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::watch;
 
 use crate::capture;
 use crate::config::{PortConfig, SwitchConfig, TeamConfig};
@@ -65,6 +69,64 @@ impl Refused {
             ..self
         }
     }
+}
+
+/// How things are with a port whose VM may be on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Motion {
+    /// The VMM has all writes to the VM's memory logged, as for a migration.
+    pub logging: bool,
+    /// The VM is served: a queue pair has been started and enabled.
+    pub running: bool,
+    /// Frames for the VM are held.
+    pub holding: bool,
+    /// Frames that the VM has sent.
+    pub frames: u64,
+    /// Frames that found it gone: those that followed it, those that were dropped because they were held for too
+    /// long, and because there were too many.
+    pub followed: u64,
+    /// See `followed`.
+    pub expired: u64,
+    /// See `followed`.
+    pub overflowed: u64,
+    /// What the port has cost in the change that is on, or was last: how long the VMM has waited for its answers
+    /// from when its rings were about to be stopped, or were started.
+    pub waited: Duration,
+    /// Of that, how long our thread has waited for a CPU.
+    pub starved: Duration,
+}
+
+/// A port of a VM that moves from host to host. It may be removed at any time.
+pub trait MovingPort: Send + Sync {
+    /// How things are; none: it is not there any more.
+    fn motion(&self) -> Option<Motion>;
+
+    /// Is told when [`MovingPort::motion`] may be different.
+    fn changes(&self) -> Option<watch::Receiver<()>>;
+
+    /// What it takes along: see [`tandem_migration::state`].
+    ///
+    /// # Errors
+    /// It is not there any more, or what it has does not fit.
+    fn save(&self) -> Result<Vec<u8>, Refused>;
+
+    /// Whether a VM that has run elsewhere can bring this state here.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check(&self, state: &[u8]) -> Result<(), Refused>;
+
+    /// The VM that comes from elsewhere has this state, unless it brings one itself.
+    ///
+    /// # Errors
+    /// As [`MovingPort::check`].
+    fn expect(&self, state: &[u8]) -> Result<(), Refused>;
+
+    /// None comes.
+    fn forget(&self);
+
+    /// The VM is said to run on another host, or not any more: what is held for it goes there.
+    fn follow(&self, on: bool);
 }
 
 /// The running switch, as the control plane drives it. Calls may block; changes are made whole or
@@ -142,6 +204,12 @@ pub trait Engine: Send + Sync {
 
     /// How many ports are up.
     fn ports_up(&self) -> usize;
+
+    /// A port whose VM is to move.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such port, `Invalid` if no VM is behind it.
+    fn moving(&self, name: &str) -> Result<Arc<dyn MovingPort>, Refused>;
 
     /// Starts a capture of a port's frames. What comes is pcapng; it ends when the port does, or when
     /// nobody takes it any more.

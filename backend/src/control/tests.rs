@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
 
 use super::{
-    Base, Condition, Control, Engine, Put, Refused, RefusedKind, Reloaded, Removed, Resource, Setup,
+    Base, Condition, Control, Engine, MovingPort, Put, Refused, RefusedKind, Reloaded, Removed,
+    Resource, Setup,
 };
 use crate::capture;
 use crate::config::{
@@ -188,6 +189,11 @@ impl Engine for Fake {
 
     fn ports_up(&self) -> usize {
         0
+    }
+
+    fn moving(&self, name: &str) -> Result<Arc<dyn MovingPort>, Refused> {
+        let reason = format!("there is no VM behind {name}");
+        Err(Refused::new(RefusedKind::NotFound, reason, "start one"))
     }
 
     fn capture(&self, _: &str, _: &capture::Request) -> Result<Receiver<Bytes>, Refused> {

@@ -35,6 +35,12 @@ pub struct Args {
     /// Serve the metrics, and nothing else, on this address too, such as 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Talk to other hosts about VMs that move here, on this address, such as 192.0.2.7:4792
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "migration_keys")]
+    pub migration_listen: Option<SocketAddr>,
+    /// Directory of the keys by which other hosts know this one: see `tandem migration keys`
+    #[arg(long, value_name = "DIR")]
+    pub migration_keys: Option<PathBuf>,
     /// Check the configuration, and what was set over the API, print all that is wrong, and exit; TAP
     /// devices and sockets are not opened
     #[arg(long)]

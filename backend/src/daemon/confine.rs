@@ -62,6 +62,7 @@ pub(super) fn confine(
         read,
         made_in: made_in.map(Path::to_owned).collect(),
         group: group.map(Path::to_owned),
+        connects: args.migration_keys.is_some(),
     };
     let report = sandbox::enter(&paths)
         .map_err(|error| system("the sandbox cannot be entered (see --sandbox off)", &error))?;

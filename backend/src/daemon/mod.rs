@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tandem_migration::tls::Identity;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -18,13 +19,14 @@ pub use args::{Args, Sandbox};
 pub use dirs::default_run_dir;
 pub use program::CAPABILITIES;
 
-use crate::api::{self, ApiSocket};
+use crate::api::{self, ApiSocket, Listeners};
 use crate::cgroup::Groups;
 use crate::config::check::{among, port as check_port};
 use crate::config::{Config, File, Layer, Overlay, PortConfig, Problem, add_overlay, build};
 use crate::control::{Base, Control, Refused, RefusedKind, Reloaded, Setup};
 use crate::engine::{self, EngineOptions};
 use crate::events::{Event, EventKind, Events};
+use crate::migration::Migrations;
 use crate::store::Store;
 use crate::{cpus, daemon::dirs::OwnDir};
 
@@ -61,6 +63,10 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
     let socket = ApiSocket::open(&run_dir).map_err(one)?;
     let metrics = args.metrics_listen.map(metrics_listener).transpose();
     let metrics = metrics.map_err(one)?;
+    let identity = args.migration_keys.as_deref().map(identity).transpose();
+    let identity = identity.map_err(one)?;
+    let migration = args.migration_listen.map(migration_listener).transpose();
+    let migration = migration.map_err(one)?;
     let events = Arc::<Events>::default();
     let groups = Arc::new(Groups::of_this_process());
     // Threads are started from here on, and none has more than what is left now.
@@ -97,18 +103,24 @@ pub fn run(args: &Args) -> Result<(), Vec<Problem>> {
         run_dir: again,
         control: Arc::clone(&control),
     };
-    serve(runtime, signals, (socket, metrics), control, again).map_err(one)
+    let migrations = Migrations::new(Arc::clone(&control), identity, runtime.handle().clone());
+    let listeners = Listeners {
+        api: socket,
+        metrics,
+        migration,
+    };
+    serve(runtime, signals, listeners, (control, migrations), again).map_err(one)
 }
 
 /// The running daemon, between ready and stopped.
 fn serve(
     runtime: Runtime,
     signals: Signals,
-    (socket, metrics): (ApiSocket, Option<TcpListener>),
-    control: Arc<Control>,
+    listeners: Listeners,
+    (control, migrations): (Arc<Control>, Arc<Migrations>),
     reload: Reload,
 ) -> Result<(), Refused> {
-    let path = socket.path().display().to_string();
+    let path = listeners.api.path().display().to_string();
     let (watched, reload) = (Arc::clone(&control), Arc::new(reload));
     let stop = async move {
         let events = Arc::clone(reload.control.events());
@@ -120,7 +132,7 @@ fn serve(
         events.close();
         watched.end_captures();
     };
-    let api = match api::start(runtime, socket, metrics, Arc::clone(&control), stop) {
+    let api = match api::start(runtime, listeners, Arc::clone(&control), migrations, stop) {
         Ok(api) => api,
         Err(error) => {
             control.stop();
@@ -235,15 +247,42 @@ fn with_program(
 
 /// Where the metrics are served beside the API's socket.
 fn metrics_listener(address: SocketAddr) -> Result<TcpListener, Refused> {
+    let (listener, address) = listen(address, "--metrics-listen")?;
+    log::info!("metrics on http://{address}/metrics");
+    Ok(listener)
+}
+
+/// Where other hosts are answered.
+fn migration_listener(address: SocketAddr) -> Result<TcpListener, Refused> {
+    let (listener, address) = listen(address, "--migration-listen")?;
+    log::info!("other hosts are answered on {address}");
+    Ok(listener)
+}
+
+fn listen(address: SocketAddr, option: &str) -> Result<(TcpListener, SocketAddr), Refused> {
     let refused = |error: std::io::Error| {
         let reason = format!("{address}: {error}");
         let remedy = "choose an address of this host and a port that is free";
-        Refused::new(RefusedKind::System, reason, remedy).about("--metrics-listen")
+        Refused::new(RefusedKind::System, reason, remedy).about(option)
     };
     let listener = TcpListener::bind(address).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
-    log::info!("metrics on http://{address}/metrics");
-    Ok(listener)
+    Ok((listener, address))
+}
+
+/// Who this host is to others.
+fn identity(dir: &Path) -> Result<Identity, Refused> {
+    let identity = Identity::load(dir).map_err(|error| {
+        let words = error.to_string();
+        let remedy = "see `tandem migration keys --help`";
+        let (reason, remedy) = words.rsplit_once([':', ';']).unwrap_or((&words, remedy));
+        Refused::new(RefusedKind::Invalid, reason, remedy.trim()).about("--migration-keys")
+    })?;
+    for warning in identity.warnings() {
+        log::warn!("--migration-keys: {warning}");
+    }
+    log::info!("other hosts know this one as {}", identity.name());
+    Ok(identity)
 }
 
 /// The CPUs of the data path: those asked for, or all that the process may use.

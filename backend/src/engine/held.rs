@@ -5,7 +5,7 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use tandem_uplink::{Mac, PortId, Switch};
+use tandem_uplink::{Mac, Now, PortId, Switch};
 use tandem_virtio_net::Scratch;
 
 use crate::port::GuestPort;
@@ -55,6 +55,10 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
             // Its rings run again; it is nowhere else.
             switch.set_left(id, &[]);
             return switch.renew(id);
+        }
+        if port.is_elsewhere() {
+            // Before it is heard there.
+            switch.expect_on_uplink(stations, Now::monotonic());
         }
         if !moved && switch.is_elsewhere(stations, id) {
             (moved, end) = (true, Instant::now() + FOLLOW);

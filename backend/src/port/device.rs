@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tandem_migration::state::PortState;
 use tandem_virtio_net::Call;
@@ -52,11 +53,15 @@ impl Device for GuestPort {
         }
         self.acked.store(0, Ordering::Relaxed);
         self.give_up_state();
+        self.change.end();
         self.back.store(false, Ordering::Relaxed);
         self.tell(Event::Gone);
     }
 
     fn set_features(&self, acked: u64) {
+        if !self.has_rings() {
+            self.change.begin();
+        }
         self.acked.store(acked, Ordering::Relaxed);
         if !self.log_all() {
             self.for_each_ring(|q| q.set_log(None));
@@ -87,6 +92,9 @@ impl Device for GuestPort {
         if ring.is_multiple_of(2) {
             let mut rx = lock(&pair.rx);
             if rx.start(&config, base)? {
+                if rx.has_run() {
+                    self.settle_expected();
+                }
                 journal.take().into_iter().for_each(|j| {
                     rx.keep_position(j);
                 });
@@ -94,6 +102,9 @@ impl Device for GuestPort {
         } else {
             let mut tx = lock(&pair.tx);
             if tx.queue.start(&config, base, Some(self.config.mtu))? {
+                if tx.queue.has_run() {
+                    self.settle_expected();
+                }
                 let goes_on = journal.is_some_and(|j| tx.queue.keep_position(j));
                 drop(tx);
                 self.driver_is(ring, goes_on, self.has_arrived(ring));
@@ -177,8 +188,16 @@ impl Device for GuestPort {
         let state = PortState::try_from(state).map_err(|e| e.to_string())?;
         let ours = self.identity();
         state.identity.check(&ours).map_err(|e| e.to_string())?;
+        self.change.begin();
         *lock(&self.brought) = Some(state);
         Ok(())
+    }
+
+    fn answered(&self, waited: Duration, starved: Duration) {
+        self.change.answered(waited, starved);
+        if self.has_rings() && !self.log_all() {
+            self.change.end();
+        }
     }
 
     fn changed(&self) {

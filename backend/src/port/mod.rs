@@ -5,6 +5,7 @@
 //! a burst is done. Control (a vhost-user session, the API) takes them one at a time to start, stop and
 //! swap, so that when it returns nobody uses what was before.
 
+mod change;
 mod device;
 mod hold;
 mod pair;
@@ -99,8 +100,14 @@ pub struct GuestPort {
     arrives: AtomicBool,
     /// What was brought from another host, until the driver goes on here.
     brought: Mutex<Option<PortState>>,
+    /// What another host says that a VM has which comes from there, in case it brings nothing itself.
+    expected: Mutex<Option<PortState>>,
     /// The driver that starts next is the one that a state was loaded or saved of.
     arrived: AtomicBool,
+    /// The VM is said to run on another host.
+    elsewhere: AtomicBool,
+    /// The change of hosts that is on, or was last.
+    pub(crate) change: change::Change,
     /// Its place on the switch.
     place: OnceLock<(Weak<Switch>, PortId)>,
     tell: OnceLock<Box<dyn Fn(Event) + Send + Sync>>,
@@ -148,7 +155,10 @@ impl GuestPort {
             back: AtomicBool::new(false),
             arrives: AtomicBool::new(false),
             brought: Mutex::default(),
+            expected: Mutex::default(),
             arrived: AtomicBool::new(false),
+            elsewhere: AtomicBool::new(false),
+            change: change::Change::default(),
             place: OnceLock::new(),
             tell: OnceLock::new(),
             captures,
@@ -237,6 +247,7 @@ impl GuestPort {
         if let Some(tell) = self.tell.get() {
             tell(event);
         }
+        self.change.told();
     }
 
     /// Notes whose driver has started the TX ring `ring`: whether it goes on where we were, and whether the
@@ -415,7 +426,12 @@ impl GuestPort {
     fn hold_before_stop(&self, ring: u16) {
         let bit = 1u32 << (ring / 2);
         let up = self.active.load(Ordering::Relaxed) | self.unpopulated.load(Ordering::Relaxed);
-        if ring.is_multiple_of(2) && up == bit && self.log_all() && self.hold.begin() {
+        if !self.log_all() {
+            return;
+        }
+        self.change.begin();
+        if ring.is_multiple_of(2) && up == bit && self.hold.begin() {
+            self.is_said_to_be_elsewhere(false);
             self.tell(Event::Held);
         }
     }
@@ -467,7 +483,6 @@ impl Outlet for GuestPort {
     }
 
     fn at_home(&self) -> bool {
-        // In this order: a pair that gets its first buffers goes from one to the other.
-        (self.unpopulated.load(Ordering::Acquire) | self.active.load(Ordering::Relaxed)) != 0
+        self.has_rings()
     }
 }

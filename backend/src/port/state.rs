@@ -20,7 +20,7 @@ use super::{GuestPort, Pair, lock};
 
 impl GuestPort {
     /// Who the port is, to be compared with a state.
-    pub(super) fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let policy = (self.home()).and_then(|(switch, id)| Some(switch.port(id)?.policy));
         Identity {
             name: self.config.name.clone(),
@@ -32,7 +32,7 @@ impl GuestPort {
     }
 
     /// What the port takes along. A VM that moves on before it has run here takes what it brought.
-    pub(super) fn state(&self) -> PortState {
+    pub(crate) fn state(&self) -> PortState {
         if let Some(brought) = &*lock(&self.brought) {
             return brought.clone();
         }
@@ -59,11 +59,29 @@ impl GuestPort {
         state
     }
 
-    /// Makes what was brought the port's own, if anything was: a ring starts.
+    /// What another host says that a VM has which comes from there; none: none comes.
+    pub fn expect(&self, state: Option<PortState>) {
+        *lock(&self.expected) = state;
+    }
+
+    /// A ring starts: makes what was brought the port's own, if anything was.
     pub(super) fn settle_in(&self) {
-        let Some(state) = lock(&self.brought).take() else {
-            return;
-        };
+        if let Some(state) = lock(&self.brought).take() {
+            // It is the later one.
+            self.expect(None);
+            self.settle(state);
+        }
+    }
+
+    /// A ring has started whose driver has run before: if the VM has brought nothing, it has what was expected.
+    pub(super) fn settle_expected(&self) {
+        let expected = lock(&self.expected).take();
+        if let Some(state) = expected {
+            self.settle(state);
+        }
+    }
+
+    fn settle(&self, state: PortState) {
         if let Some(counters) = &state.counters {
             self.report_unknown(counters);
             restore(&self.from_vm, &counters.switch);

@@ -92,8 +92,8 @@ const BROKER_OLD: Named = calls! {
 #[cfg(not(target_arch = "x86_64"))]
 const BROKER_OLD: Named = calls! {};
 
-/// The list of the daemon, for all of its threads.
-pub(super) fn daemon() -> List {
+/// The list of the daemon, for all of its threads; with TCP if it `connects` to other hosts.
+pub(super) fn daemon(connects: bool) -> List {
     let mut list = any(&[
         LIFE, WORK, WORK_OLD, SOCKETS, FILES, FILES_OLD, CAPTURE, CHILD,
     ]);
@@ -130,6 +130,17 @@ pub(super) fn daemon() -> List {
         // Threads narrow their lists.
         only(SYS_seccomp, 0, [NEW_FILTER]),
     ]);
+    if connects {
+        let stream = |family: i32| {
+            rule(vec![
+                argument(0, Len::Dword, Op::Eq, family as u64),
+                // Its flags aside.
+                argument(1, Len::Dword, Op::MaskedEq(0xf), libc::SOCK_STREAM as u64),
+            ])
+        };
+        let rules = [libc::AF_INET, libc::AF_INET6].map(stream);
+        list.entry(SYS_socket).or_default().extend(rules);
+    }
     list
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn enter(paths: &Paths) -> io::Result<Report> {
     capabilities::keep(CapabilitySet::empty())?;
     rustix::thread::set_no_new_privs(true)?;
     let landlock = paths::restrict(paths)?;
-    let list = calls::daemon();
+    let list = calls::daemon(paths.connects);
     let quiet = filter::quiet(&[calls::NEW_THREAD])?;
     let installed = filter::install(&list)? && filter::install_quiet(&quiet)?;
     let calls = installed.then_some(list.len());

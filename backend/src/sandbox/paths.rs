@@ -33,6 +33,8 @@ pub(crate) struct Paths {
     pub(crate) made_in: Vec<PathBuf>,
     /// The control group in which it makes and removes others.
     pub(crate) group: Option<PathBuf>,
+    /// It talks to other hosts.
+    pub(crate) connects: bool,
 }
 
 /// Leaves nothing but `paths`. Gives Landlock's version; none if the kernel does not have it.
@@ -57,10 +59,15 @@ pub(super) fn restrict(paths: &Paths) -> io::Result<Option<i32>> {
         Some(name) if name.as_encoded_bytes().starts_with(b"@") => Scope::Signal.into(),
         _ => Scope::from_all(VERSION),
     };
+    // What listens does so already.
+    let tcp = match paths.connects {
+        true => AccessNet::BindTcp.into(),
+        false => AccessNet::from_all(VERSION),
+    };
     let restricted = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(VERSION))
-        .and_then(|set| set.handle_access(AccessNet::from_all(VERSION)))
+        .and_then(|set| set.handle_access(tcp))
         .and_then(|set| set.scope(scope))
         .and_then(Ruleset::create)
         .and_then(|set| set.add_rule(PathBeneath::new(&*this, AccessFs::ReadFile)))

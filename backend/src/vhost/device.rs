@@ -1,6 +1,7 @@
 //! What a vhost-user session drives: a network device seen through its rings.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tandem_virtio_net::memory::{DirtyLog, Memory};
 use tandem_virtio_net::ring::{RingConfig, SetupError};
@@ -76,6 +77,9 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// In words, why it is refused and what to do.
     fn load(&self, state: &[u8]) -> Result<(), String>;
+
+    /// The VMM has waited so long for the answer to a message; of that our thread has waited `starved` for a CPU.
+    fn answered(&self, _waited: Duration, _starved: Duration) {}
 
     /// Something that a report of the port says may be different now. Must not block.
     fn changed(&self) {}

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -190,7 +190,10 @@ impl Server {
                 let Some(message) = inbox.read(stream)? else {
                     continue;
                 };
+                let (begin, starved) = (Instant::now(), sys::starved());
                 outbox.extend(door.handle(message)?.unwrap_or_default());
+                let starved = sys::starved().saturating_sub(starved);
+                self.shared.device.answered(begin.elapsed(), starved);
                 self.shared.device.changed();
                 flush(stream, &mut outbox)?;
             } else if ready.vmm.intersects(PollFlags::HUP | PollFlags::ERR) {

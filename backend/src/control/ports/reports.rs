@@ -1,10 +1,13 @@
 //! Questions about ports and VMs: what was asked for, and what the engine says of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+
+use tandem_uplink::VlanSet;
 
 use super::{Control, not_found};
 use crate::config::{Configured, PortConfig};
-use crate::control::{Refused, RefusedKind};
+use crate::control::{MovingPort, Refused, RefusedKind};
 use crate::status::{Port, PortState, PortStatus, PortsTotal, Profile, Status, Vm};
 
 impl Control {
@@ -83,6 +86,24 @@ impl Control {
             let reason = format!("there is no VM {name}: no port names it");
             Refused::new(RefusedKind::NotFound, reason, "see tandem vm list").about("name")
         })
+    }
+
+    /// The settings of a VM's ports, by name.
+    pub(crate) fn configs_of(&self, vm: &str) -> Vec<PortConfig> {
+        let ports = self.read();
+        let mine = ports.values().filter(|port| port.vm == vm);
+        mine.cloned().collect()
+    }
+
+    /// [`Engine::moving`](crate::control::Engine::moving).
+    pub(crate) fn moving(&self, port: &str) -> Result<Arc<dyn MovingPort>, Refused> {
+        self.engine.moving(port)
+    }
+
+    /// The VLANs of a switch that reach the wire; none: all.
+    pub(crate) fn uplink_vlans(&self, switch: &str) -> Option<VlanSet> {
+        let switches = self.switches.read().unwrap_or_else(PoisonError::into_inner);
+        switches.get(switch)?.uplink_vlans.clone()
     }
 
     /// All profiles of the configuration file, by name.

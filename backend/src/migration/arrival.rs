@@ -1,0 +1,317 @@
+//! VMs that come.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use log::warn;
+use tandem_migration::handoff::{
+    Arrival, ArrivalAction as Action, ArrivalEvent as Event, HandoffError, Limits,
+};
+use tandem_migration::peer::{Destination, EventLog, Objection, Plan, Refusal};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+
+use super::departure::refused;
+use super::plan::{PlannedHere, objections, ports_of};
+use super::status::{Cost, Migration, Role, timeline};
+use super::watch::{LOOK, LOOK_SOON, watch};
+use super::{say, say_end};
+use crate::control::{Control, Motion, MovingPort, Refused};
+use crate::events::EventKind;
+use crate::port::lock;
+
+/// For how long the first frame of a VM is waited for, once its migration is over.
+const LINGER: Duration = Duration::from_secs(5);
+/// No migration may have more time.
+const DAY: u32 = 86_400;
+
+/// All VMs that come, or have come last.
+pub(super) struct Arrivals {
+    control: Arc<Control>,
+    runtime: Handle,
+    by_vm: Mutex<BTreeMap<String, Arc<Coming>>>,
+}
+
+/// A migration on its destination.
+pub(super) struct Coming {
+    vm: String,
+    id: String,
+    peer: String,
+    names: Vec<String>,
+    ports: Vec<Arc<dyn MovingPort>>,
+    before: Vec<Motion>,
+    began: Instant,
+    machine: Mutex<Arrival>,
+    log: EventLog,
+    /// Something has happened.
+    news: Notify,
+}
+
+impl Arrivals {
+    pub(super) fn new(control: Arc<Control>, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            control,
+            runtime,
+            by_vm: Mutex::default(),
+        })
+    }
+
+    pub(super) fn vms(&self) -> Vec<String> {
+        lock(&self.by_vm).keys().cloned().collect()
+    }
+
+    pub(super) fn of(&self, vm: &str) -> Option<Arc<Coming>> {
+        lock(&self.by_vm).get(vm).cloned()
+    }
+
+    /// The migration that host `peer` has prepared under this number.
+    fn find(&self, peer: &str, id: &str) -> Result<Arc<Coming>, Refusal> {
+        let all = lock(&self.by_vm);
+        let found = all.values().find(|one| one.id == id && one.peer == peer);
+        found.cloned().ok_or(Refusal::Unknown)
+    }
+}
+
+impl Destination for Arrivals {
+    fn prepare(&self, peer: &str, id: &str, plan: &Plan) -> Result<(), Vec<Objection>> {
+        // One after the other: two may want the same VM.
+        let mut all = lock(&self.by_vm);
+        if let Some(one) = all.get(&plan.vm).filter(|one| !one.is_over()) {
+            if (one.id.as_str(), one.peer.as_str()) == (id, peer) {
+                return Ok(());
+            }
+            // A source that has forgotten what it began begins anew.
+            if one.peer != peer || one.is_moving() {
+                let reason = format!("{} is coming from {} already", plan.vm, one.peer);
+                let remedy = format!("tandem migration abort {}, on the destination", plan.vm);
+                return Err(vec![Objection::new(reason, remedy)]);
+            }
+            let _ = one.on(Event::Abort(format!("{peer} has prepared it anew")));
+        }
+        let objections = objections(&self.control, plan);
+        if !objections.is_empty() {
+            let first = &objections[0];
+            let of = first.port.as_deref().unwrap_or("it");
+            warn!(
+                "VM {} cannot come from {peer}: {of}: {} ({} objections)",
+                plan.vm,
+                first.reason,
+                objections.len()
+            );
+            return Err(objections);
+        }
+        let ports = ports_of(&self.control, &plan.vm)
+            .map_err(|refused| vec![Objection::new(refused.reason, refused.remedy)])?;
+        let one = Arc::new(Coming::new(peer, id, plan, ports));
+        all.insert(plan.vm.clone(), Arc::clone(&one));
+        drop(all);
+        say(&self.control, EventKind::MigrationPrepared, &one.status());
+        let control = Arc::clone(&self.control);
+        self.runtime.spawn(async move { one.drive(&control).await });
+        Ok(())
+    }
+
+    fn state(&self, peer: &str, id: &str, port: &str, bytes: &[u8]) -> Result<(), Refusal> {
+        let one = self.find(peer, id)?;
+        let objection = |refused: Refused| {
+            let words = format!(
+                "port {port}: a state from {peer} is refused: {}",
+                refused.reason
+            );
+            warn!("{words}");
+            Refusal::Objections(vec![
+                Objection::new(refused.reason, refused.remedy).of_port(port),
+            ])
+        };
+        let Some(i) = one.names.iter().position(|name| name == port) else {
+            let reason = "it was not in the plan";
+            let objection = Objection::new(reason, "report it").of_port(port);
+            return Err(Refusal::Objections(vec![objection]));
+        };
+        one.ports[i].check(bytes).map_err(objection)?;
+        let actions = one.hear(Event::State(i)).unwrap_or_default();
+        if actions.contains(&Action::Load(i)) {
+            one.ports[i].expect(bytes).map_err(objection)?;
+        }
+        Ok(())
+    }
+
+    fn events(&self, peer: &str, id: &str) -> Result<EventLog, Refusal> {
+        Ok(self.find(peer, id)?.log.clone())
+    }
+
+    fn commit(&self, peer: &str, id: &str) -> Result<(), Refusal> {
+        decided(self.find(peer, id)?.on(Event::Commit))
+    }
+
+    fn abort(&self, peer: &str, id: &str, reason: &str) -> Result<(), Refusal> {
+        let reason = format!("{peer} says: {reason}");
+        decided(self.find(peer, id)?.on(Event::Abort(reason)))
+    }
+}
+
+fn decided(result: Result<(), HandoffError>) -> Result<(), Refusal> {
+    result.map_err(|e| {
+        let Refused { reason, remedy, .. } = refused(&e);
+        Refusal::Objections(vec![Objection::new(reason, remedy)])
+    })
+}
+
+impl Coming {
+    fn new(peer: &str, id: &str, plan: &Plan, ports: Vec<PlannedHere>) -> Self {
+        // The state machine and the events know a port by its place in the plan.
+        let place = |port: &PlannedHere| {
+            let mut planned = plan.ports.iter();
+            planned.position(|planned| planned.name == port.config.name)
+        };
+        let mut ports = ports;
+        ports.sort_by_key(place);
+        let limits = Limits {
+            prepared: Duration::from_secs(plan.limit_s.clamp(1, DAY).into()),
+            ..Limits::default()
+        };
+        let mut machine = Arrival::new(ports.len(), limits);
+        let _nothing = machine.on(Event::Accepted, Duration::ZERO);
+        let motion = |port: &PlannedHere| port.port.motion().unwrap_or_default();
+        Self {
+            vm: plan.vm.clone(),
+            id: id.to_owned(),
+            peer: peer.to_owned(),
+            before: ports.iter().map(motion).collect(),
+            names: ports.iter().map(|port| port.config.name.clone()).collect(),
+            ports: ports.into_iter().map(|port| port.port).collect(),
+            began: Instant::now(),
+            machine: Mutex::new(machine),
+            log: EventLog::default(),
+            news: Notify::new(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        lock(&self.machine).stage().is_final()
+    }
+
+    /// Has anything of the VM come?
+    fn is_moving(&self) -> bool {
+        use tandem_migration::handoff::Stage;
+        matches!(lock(&self.machine).stage(), Stage::Moving | Stage::There)
+    }
+
+    pub(super) fn status(&self) -> Migration {
+        let machine = lock(&self.machine);
+        let now = self.ports.iter().map(|port| port.motion());
+        let costs = self.names.iter().zip(&self.before).zip(now);
+        Migration {
+            vm: self.vm.clone(),
+            role: Role::Destination,
+            peer: self.peer.clone(),
+            id: self.id.clone(),
+            stage: machine.stage().into(),
+            reason: machine.reason().map(str::to_owned),
+            age_ms: self.began.elapsed().as_millis() as u64,
+            timeline: timeline(machine.timeline(), &self.names),
+            ports: costs
+                .map(|((name, before), now)| Cost::of(name, before, &now.unwrap_or(*before)))
+                .collect(),
+        }
+    }
+
+    pub(super) fn commit(&self) -> Result<Migration, Refused> {
+        self.on(Event::Commit).map_err(|e| refused(&e))?;
+        Ok(self.status())
+    }
+
+    pub(super) fn abort(&self, reason: &str) -> Result<Migration, Refused> {
+        let event = Event::Abort(reason.to_owned());
+        self.on(event).map_err(|e| refused(&e))?;
+        Ok(self.status())
+    }
+
+    fn on(&self, event: Event) -> Result<(), HandoffError> {
+        self.hear(event).map(drop)
+    }
+
+    /// Takes note of something, and does what follows but for what is to be loaded.
+    fn hear(&self, event: Event) -> Result<Vec<Action>, HandoffError> {
+        let actions = lock(&self.machine).on(event, self.began.elapsed())?;
+        self.act(&actions);
+        Ok(actions)
+    }
+
+    fn act(&self, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Report { port, what, reason } => {
+                    let port = port.and_then(|port| self.names.get(port));
+                    self.log
+                        .push(port.map(String::as_str), *what, reason.clone());
+                }
+                Action::Forget => self.ports.iter().for_each(|port| port.forget()),
+                // The port announces a VM that has run elsewhere by itself; what stays here needs nothing.
+                Action::Load(_) | Action::Announce(_) | Action::Keep => {}
+            }
+        }
+        self.news.notify_one();
+    }
+
+    /// Follows it to its end.
+    async fn drive(self: &Arc<Self>, control: &Control) {
+        let mut watching = JoinSet::new();
+        for (i, port) in self.ports.iter().enumerate() {
+            let (this, mut log) = (Arc::clone(self), PortLog::default());
+            let each = move |motion: &Motion| {
+                for event in log.look(i, motion) {
+                    let _ = this.on(event);
+                }
+                Some(if log.awaits_frame() { LOOK_SOON } else { LOOK })
+            };
+            watching.spawn(watch(Arc::clone(port), each));
+        }
+        while !self.is_over() {
+            let deadline = lock(&self.machine).deadline().unwrap_or(LINGER);
+            tokio::select! {
+                () = self.news.notified() => {}
+                () = sleep_until((self.began + deadline).into()) => {
+                    let actions = lock(&self.machine).tick(self.began.elapsed());
+                    self.act(&actions);
+                }
+            }
+        }
+        say_end(control, &self.status());
+        sleep(LINGER).await;
+        watching.shutdown().await;
+    }
+}
+
+/// What has been told of one port.
+#[derive(Default)]
+struct PortLog {
+    running: bool,
+    /// Frames that had been sent when it began to run.
+    frames: Option<u64>,
+}
+
+impl PortLog {
+    fn look(&mut self, port: usize, motion: &Motion) -> Vec<Event> {
+        let mut new = Vec::new();
+        if motion.running != self.running {
+            self.running = motion.running;
+            self.frames = motion.running.then_some(motion.frames);
+            new.push(match motion.running {
+                true => Event::Running(port),
+                false => Event::Stopped(port),
+            });
+        } else if self.frames.is_some_and(|before| motion.frames > before) {
+            self.frames = None;
+            new.push(Event::FirstFrame(port));
+        }
+        new
+    }
+
+    fn awaits_frame(&self) -> bool {
+        self.frames.is_some()
+    }
+}

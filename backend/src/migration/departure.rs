@@ -1,0 +1,339 @@
+//! A VM that leaves.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use log::warn;
+use tandem_migration::handoff::{
+    Departure, DepartureAction as Action, DepartureEvent as Event, HandoffError, Limits,
+};
+use tandem_migration::peer::{self, Peer, PeerError, What};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use super::plan::PlannedHere;
+use super::status::{Cost, Migration, Prepare, Role, timeline};
+use super::watch::{LOOK, watch};
+use crate::control::{Motion, MovingPort, Refused, RefusedKind};
+use crate::port::lock;
+
+/// Silence of the other host for longer means that it is gone.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Pause before it is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// For how long the other host is told how the migration has ended, if it does not answer.
+const TELLING: Duration = Duration::from_secs(30);
+/// For how long it is looked what becomes of held frames, once the migration is over.
+const LINGER: Duration = Duration::from_secs(6);
+
+/// A migration on its source.
+pub(super) struct Leaving {
+    vm: String,
+    id: String,
+    to: Prepare,
+    names: Vec<String>,
+    ports: Vec<Arc<dyn MovingPort>>,
+    /// How things were with the ports.
+    before: Vec<Motion>,
+    began: Instant,
+    machine: Mutex<Departure>,
+    todo: UnboundedSender<Action>,
+    /// For the one who drives it.
+    work: Mutex<Option<UnboundedReceiver<Action>>>,
+    /// The last state of each port.
+    states: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Leaving {
+    /// One that the destination has agreed to.
+    pub(super) fn new(vm: &str, id: String, to: &Prepare, ports: Vec<PlannedHere>) -> Self {
+        let limits = Limits {
+            prepared: to.limit(),
+            ..Limits::default()
+        };
+        let (mut machine, _) = Departure::new(ports.len(), limits);
+        let _asked = machine.on(Event::Accepted, Duration::ZERO);
+        let (todo, work) = unbounded_channel();
+        let motion = |port: &PlannedHere| port.port.motion().unwrap_or_default();
+        Self {
+            vm: vm.to_owned(),
+            id,
+            to: to.clone(),
+            before: ports.iter().map(motion).collect(),
+            states: Mutex::new(vec![Vec::new(); ports.len()]),
+            names: ports.iter().map(|port| port.config.name.clone()).collect(),
+            ports: ports.into_iter().map(|port| port.port).collect(),
+            began: Instant::now(),
+            machine: Mutex::new(machine),
+            todo,
+            work: Mutex::new(Some(work)),
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        lock(&self.machine).stage().is_final()
+    }
+
+    pub(super) fn is_to(&self, other: &Prepare) -> bool {
+        self.to.to == other.to && self.to.name() == other.name()
+    }
+
+    pub(super) fn status(&self) -> Migration {
+        let machine = lock(&self.machine);
+        let now = self.ports.iter().map(|port| port.motion());
+        let costs = self.names.iter().zip(&self.before).zip(now);
+        Migration {
+            vm: self.vm.clone(),
+            role: Role::Source,
+            peer: self.to.name().to_owned(),
+            id: self.id.clone(),
+            stage: machine.stage().into(),
+            reason: machine.reason().map(str::to_owned),
+            age_ms: self.began.elapsed().as_millis() as u64,
+            timeline: timeline(machine.timeline(), &self.names),
+            ports: costs
+                .map(|((name, before), now)| Cost::of(name, before, &now.unwrap_or(*before)))
+                .collect(),
+        }
+    }
+
+    /// Takes note of something, and has done what follows.
+    fn on(&self, event: Event) -> Result<(), HandoffError> {
+        let actions = lock(&self.machine).on(event, self.began.elapsed())?;
+        self.have_done(actions);
+        Ok(())
+    }
+
+    fn have_done(&self, actions: Vec<Action>) {
+        for action in actions {
+            // If nobody drives it any more there is nothing left to do.
+            let _ = self.todo.send(action);
+        }
+    }
+
+    /// Of what is no decision nothing is refused.
+    fn happens(&self, event: Event) {
+        let _ = self.on(event);
+    }
+
+    pub(super) async fn commit(&self) -> Result<Migration, Refused> {
+        self.on(Event::Commit).map_err(|e| refused(&e))?;
+        Ok(self.status())
+    }
+
+    pub(super) async fn abort(&self, reason: &str) -> Result<Migration, Refused> {
+        let event = Event::Abort(reason.to_owned());
+        self.on(event).map_err(|e| refused(&e))?;
+        Ok(self.status())
+    }
+
+    /// Follows it to its end.
+    pub(super) async fn drive(self: &Arc<Self>, peer: Peer) {
+        let Some(mut work) = lock(&self.work).take() else {
+            return;
+        };
+        let peer = Arc::new(peer);
+        let (mut watching, mut sending) = (JoinSet::new(), JoinSet::new());
+        for (i, port) in self.ports.iter().enumerate() {
+            let (this, mut ports) = (Arc::clone(self), PortLog::new(i));
+            let each = move |motion: &Motion| {
+                ports
+                    .look(motion)
+                    .into_iter()
+                    .for_each(|event| this.happens(event));
+                Some(LOOK)
+            };
+            watching.spawn(watch(Arc::clone(port), each));
+        }
+        watching.spawn(Arc::clone(self).listen(Arc::clone(&peer)));
+        while !self.is_over() {
+            let deadline = lock(&self.machine).deadline().unwrap_or(SILENCE);
+            tokio::select! {
+                action = work.recv() => self.act(action, &peer, &mut sending),
+                () = sleep_until((self.began + deadline).into()) => {
+                    let actions = lock(&self.machine).tick(self.began.elapsed());
+                    self.have_done(actions);
+                }
+            }
+        }
+        // What there is to say at the end.
+        while let Ok(action) = work.try_recv() {
+            self.act(Some(action), &peer, &mut sending);
+        }
+        let flushed = async {
+            while self.ports.iter().any(holds) {
+                sleep(LOOK).await
+            }
+        };
+        let _ = timeout(LINGER, flushed).await;
+        sleep(LOOK).await;
+        watching.shutdown().await;
+        while sending.join_next().await.is_some() {}
+    }
+
+    fn act(self: &Arc<Self>, action: Option<Action>, peer: &Arc<Peer>, sending: &mut JoinSet<()>) {
+        match action {
+            None | Some(Action::AskPrepare) => {}
+            Some(Action::SaveState(i)) => match self.ports[i].save() {
+                Ok(bytes) => {
+                    lock(&self.states)[i] = bytes;
+                    self.happens(Event::Saved(i));
+                }
+                Err(e) => warn!(
+                    "port {}: its state cannot be sent ahead: {e}",
+                    self.names[i]
+                ),
+            },
+            Some(Action::SendState(i)) => {
+                sending.spawn(Arc::clone(self).send_state(Arc::clone(peer), i));
+            }
+            Some(Action::Redirect(i)) => self.ports[i].follow(true),
+            // The hold ends by itself: when the rings run again here, or when it has lasted too long.
+            Some(Action::EndHold(i)) => self.ports[i].follow(false),
+            Some(Action::TellCommit) => {
+                sending.spawn(Arc::clone(self).tell(Arc::clone(peer), None));
+            }
+            Some(Action::TellAbort(reason)) => {
+                sending.spawn(Arc::clone(self).tell(Arc::clone(peer), Some(reason)));
+            }
+        }
+    }
+
+    async fn send_state(self: Arc<Self>, peer: Arc<Peer>, i: usize) {
+        let bytes = lock(&self.states)[i].clone();
+        match peer.send_state(&self.id, &self.names[i], bytes).await {
+            Ok(()) => self.happens(Event::Sent(i)),
+            Err(e) => warn!(
+                "port {}: its state did not reach {} by the daemons: {e}; unless the VMM carries it, the port begins \
+                 to count anew there",
+                self.names[i],
+                self.to.name()
+            ),
+        }
+    }
+
+    /// Says how it has ended until that is heard.
+    async fn tell(self: Arc<Self>, peer: Arc<Peer>, aborted: Option<String>) {
+        let telling = async {
+            loop {
+                let told = match &aborted {
+                    Some(reason) => peer.abort(&self.id, reason).await,
+                    None => peer.commit(&self.id).await,
+                };
+                match told {
+                    Err(e) if may_pass(&e) => sleep(PAUSE).await,
+                    Err(PeerError::UnknownMigration(_)) | Ok(()) => return,
+                    Err(e) => return warn!("migration of {}: {}: {e}", self.vm, self.to.name()),
+                }
+            }
+        };
+        if timeout(TELLING, telling).await.is_err() {
+            warn!(
+                "migration of {}: {} was not told how it ended",
+                self.vm,
+                self.to.name()
+            );
+        }
+    }
+
+    /// Hears what happens on the other host.
+    async fn listen(self: Arc<Self>, peer: Arc<Peer>) {
+        let (mut after, mut heard) = (0, Instant::now());
+        loop {
+            match peer.events(&self.id, after).await {
+                Ok(events) => {
+                    heard = Instant::now();
+                    for event in events {
+                        after = after.max(event.seq);
+                        self.hear(event);
+                    }
+                }
+                Err(e) if may_pass(&e) && heard.elapsed() < SILENCE => sleep(PAUSE).await,
+                Err(e) => {
+                    self.happens(Event::Lost(e.to_string()));
+                    if !may_pass(&e) {
+                        return;
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn hear(&self, event: peer::Event) {
+        let reason = event
+            .reason
+            .unwrap_or_else(|| "no reason is given".to_owned());
+        let port = event
+            .port
+            .and_then(|port| self.names.iter().position(|name| *name == port));
+        match (event.what, port) {
+            (What::Aborted, _) => self.happens(Event::AbortedThere(reason)),
+            (What::Running, Some(i)) => self.happens(Event::Running(i)),
+            (What::Stopped, Some(i)) => self.happens(Event::StoppedThere(i)),
+            (What::FirstFrame, Some(i)) => self.happens(Event::FirstFrame(i)),
+            _ => {}
+        }
+    }
+}
+
+fn holds(port: &Arc<dyn MovingPort>) -> bool {
+    port.motion().is_some_and(|motion| motion.holding)
+}
+
+/// It may be different in a moment.
+fn may_pass(e: &PeerError) -> bool {
+    matches!(
+        e,
+        PeerError::Unreachable { .. } | PeerError::TimedOut { .. }
+    )
+}
+
+pub(super) fn refused(e: &HandoffError) -> Refused {
+    let words = e.to_string();
+    let (reason, remedy) = words
+        .rsplit_once(": ")
+        .unwrap_or((&words, "see its status"));
+    Refused::new(RefusedKind::Conflict, reason, remedy)
+}
+
+/// What has been told of one port.
+struct PortLog {
+    port: usize,
+    logging: bool,
+    stopped: bool,
+    held: bool,
+}
+
+impl PortLog {
+    fn new(port: usize) -> Self {
+        Self {
+            port,
+            logging: false,
+            stopped: false,
+            held: false,
+        }
+    }
+
+    /// What is new.
+    fn look(&mut self, motion: &Motion) -> Vec<Event> {
+        let mut new = Vec::new();
+        if motion.logging && motion.running && !self.logging {
+            new.push(Event::Started);
+        }
+        self.logging = motion.logging;
+        let stopped = !motion.running && (motion.holding || self.stopped);
+        if stopped != self.stopped {
+            new.push(match stopped {
+                true => Event::Stopped(self.port),
+                false => Event::Resumed(self.port),
+            });
+        }
+        if self.held && !motion.holding && stopped {
+            new.push(Event::Flushed(self.port));
+        }
+        (self.stopped, self.held) = (stopped, motion.holding);
+        new
+    }
+}
