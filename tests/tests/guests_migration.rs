@@ -67,8 +67,12 @@ impl Scene {
 
     /// Moves the VM. QEMU on the source ends at once, as an orchestrator would have it.
     fn migrate(&mut self) -> Result<Moved> {
+        let from = self.vm.here.host;
+        self.rig.prepare(from)?;
         let (moved, _) = self.vm.migrate()?;
         self.goes_on()?;
+        let [source, destination] = self.rig.commit(from)?;
+        say(&format!("      {}", report::cost(&source, &destination)));
         Ok(moved)
     }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::prober::{Echo, Log, Probe};
 use super::relay::Message;
 use super::vm::Moved;
@@ -23,6 +25,38 @@ pub fn summary(log: &Log, moved: &Moved) -> String {
         log.duplicates(),
         log.probes.len(),
         log.reordered(),
+    )
+}
+
+/// The line: what the daemons say that it cost, source and destination.
+pub fn cost(source: &Value, destination: &Value) -> String {
+    let of = |status: &Value| {
+        let cost = &status["ports"][0];
+        let number = |key: &str| cost[key].as_f64().unwrap_or(f64::NAN);
+        format!(
+            "waited {} ms, of that for a CPU {}",
+            number("waited_ms"),
+            number("starved_ms")
+        )
+    };
+    let counts = ["followed", "expired", "overflowed"]
+        .map(|key| format!("{} {key}", source["ports"][0][key]));
+    let timeline = source["timeline"].as_array().into_iter().flatten();
+    let moments: Vec<String> = timeline
+        .map(|moment| {
+            format!(
+                "{} {}",
+                moment["what"].as_str().unwrap_or(""),
+                moment["at_ms"]
+            )
+        })
+        .collect();
+    format!(
+        "source: {}; {}; destination: {}; {}",
+        counts.join(", "),
+        of(source),
+        of(destination),
+        moments.join(", ")
     )
 }
 

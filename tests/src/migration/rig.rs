@@ -3,14 +3,17 @@
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::prober::{Prober, Station};
 use super::relay::Relay;
 use super::vm::{Vm, VmConfig};
 use super::watch::Watch;
 use crate::lab::payload::{self, OpenStream};
-use crate::lab::{Daemon, Namespace, Ovs, PATIENCE, Qemu, wait_until};
+use crate::lab::{Daemon, Namespace, Ovs, PATIENCE, Qemu, built_program, wait_until};
 use crate::uplink::Socket;
 
 /// The VM.
@@ -39,6 +42,12 @@ pub const NEIGHBOURS: [Station; 2] = [
 const STREAM_RATE: u64 = 512 << 10;
 /// The port of the VM, on each host.
 pub const PORT: &str = "vm";
+
+/// The hosts, as their certificates call them, and the port that they listen on to each other.
+const NAMES: [&str; 2] = ["alpha", "beta"];
+const LISTENS: u16 = 4792;
+/// Where the API has the VM's migration.
+const MIGRATION: &str = "migrations/vm";
 
 /// How the VMM reaches its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +85,7 @@ impl Rig {
     pub fn start(dir: &Path, wiring: Wiring, port: &str) -> Result<Self> {
         let (wire, far) = (Namespace::new()?, Namespace::new()?);
         let nets = [Namespace::new()?, Namespace::new()?];
+        let authority = dir.join("authority");
         for (i, net) in nets.iter().enumerate() {
             quiet(net)?;
             lay([net, &wire], &format!("u{i}"), &format!("f{i}"), i)?;
@@ -91,7 +101,8 @@ impl Rig {
         ovs.vsctl("add-port br0 f0 -- add-port br0 f1 -- add-port br0 p0")?;
         let mut hosts = Vec::new();
         for (i, net) in nets.into_iter().enumerate() {
-            hosts.push(Host::start(dir, net, i, wiring, port)?);
+            let keys = keys(dir, &authority, i)?;
+            hosts.push(Host::start(dir, net, i, wiring, (port, &keys))?);
         }
         let hosts: [Host; 2] = hosts.try_into().ok().context("two hosts")?;
         Ok(Self {
@@ -139,6 +150,31 @@ impl Rig {
         Ok(OpenStream::begin(connection, STREAM_RATE, 1)?)
     }
 
+    /// Has the daemon of host `from` prepare the VM's move to the other host.
+    pub fn prepare(&self, from: usize) -> Result<()> {
+        let to = format!("{}:{LISTENS}", ip_text(NEIGHBOURS[1 - from].ip));
+        let name = NAMES[1 - from];
+        let words = ["migration", "prepare", PORT, "--to", &to, "--name", name];
+        self.hosts[from].daemon.cli(&words).map(drop)
+    }
+
+    /// Has it say that the VM stays there, once it is; what both hosts know of it then, the source first.
+    pub fn commit(&self, from: usize) -> Result<[Value; 2]> {
+        let daemons = [from, 1 - from].map(|host| &self.hosts[host].daemon);
+        let wait = |stage: &str| {
+            wait_until(stage, PATIENCE, || {
+                let stages = daemons.map(|daemon| daemon.get(MIGRATION));
+                let is_there = |status: Result<Value>| Ok(status?["stage"] == stage);
+                let stages: Vec<bool> = stages.into_iter().map(is_there).collect::<Result<_>>()?;
+                Ok(stages == [true, true])
+            })
+        };
+        wait("there")?;
+        daemons[0].cli(&["migration", "commit", PORT])?;
+        wait("committed")?;
+        Ok([daemons[0].get(MIGRATION)?, daemons[1].get(MIGRATION)?])
+    }
+
     /// Listens on the uplinks.
     pub fn watch(&self) -> Result<Watch> {
         let socket = |i: usize| Socket::open(&self.wire, &format!("f{i}"));
@@ -147,7 +183,13 @@ impl Rig {
 }
 
 impl Host {
-    fn start(dir: &Path, net: Namespace, i: usize, wiring: Wiring, port: &str) -> Result<Self> {
+    fn start(
+        dir: &Path,
+        net: Namespace,
+        i: usize,
+        wiring: Wiring,
+        (port, keys): (&str, &Path),
+    ) -> Result<Self> {
         let dir = dir.join(format!("host-{i}"));
         std::fs::create_dir(&dir)?;
         let config = dir.join("tandem.toml");
@@ -156,7 +198,10 @@ impl Host {
         );
         std::fs::write(&config, text)?;
         let config = config.to_str().context("path")?;
-        let daemon = Daemon::start_inside(&dir, &net, &["--config", config])?;
+        let (listen, keys) = (format!("0.0.0.0:{LISTENS}"), keys.display().to_string());
+        let mut words = vec!["--config", config, "--migration-listen", &listen];
+        words.extend(["--migration-keys", &keys]);
+        let daemon = Daemon::start_inside(&dir, &net, &words)?;
         address(&net, "t0", NEIGHBOURS[i])?;
         net.ip("link set t0 up")?;
         wait_until("the uplink", PATIENCE, || {
@@ -177,6 +222,19 @@ impl Host {
             socket,
         })
     }
+}
+
+/// Keys of host `i`.
+fn keys(dir: &Path, authority: &Path, i: usize) -> Result<PathBuf> {
+    let keys = dir.join(format!("keys-{i}"));
+    let made = Command::new(built_program("tandem")?)
+        .args(["migration", "keys", NAMES[i], "--to"])
+        .arg(&keys)
+        .arg("--authority")
+        .arg(authority)
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    Ok(keys)
 }
 
 /// A cable from a device of a namespace to a port of the switch. Up at the switch only.
