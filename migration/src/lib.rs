@@ -12,3 +12,4 @@ pub mod keys;
 pub mod peer;
 pub mod state;
 pub mod tls;
+pub mod vmm;
