@@ -305,16 +305,22 @@ fn a_pause_before_the_switchover_ends_if_asked_for() {
 }
 
 #[test]
-fn post_copy_is_refused() {
-    let monitor = Monitor::start(|command| match command {
-        "query-migrate-capabilities" => Some(vec![Say::Return(
-            json!([{ "capability": "postcopy-ram", "state": true }]),
-        )]),
-        _ => None,
-    });
-    let (outcome, _) = run(&monitor, &Wishes::default());
-    assert_eq!(outcome, Err(VmmError::Postcopy));
-    assert!(monitor.heard().iter().all(|(name, _)| name != "migrate"));
+fn post_copy_and_what_moves_no_vm_are_refused() {
+    for (name, expected) in [
+        ("postcopy-ram", VmmError::Postcopy),
+        ("x-colo", VmmError::Stays("x-colo".to_owned())),
+    ] {
+        let monitor = Monitor::start(move |command| match command {
+            "query-migrate-capabilities" => Some(vec![Say::Return(
+                json!([{ "capability": "xbzrle", "state": true },
+                    { "capability": name, "state": true }]),
+            )]),
+            _ => None,
+        });
+        let (outcome, _) = run(&monitor, &Wishes::default());
+        assert_eq!(outcome, Err(expected));
+        assert!(monitor.heard().iter().all(|(name, _)| name != "migrate"));
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! cloud-hypervisor's live migration, by its HTTP API.
 //!
 //! Source: cloud-hypervisor, vmm/src/api/openapi/cloud-hypervisor.yaml, docs/live_migration.md and vmm/src/lib.rs of
-//! versions 50 to 53. Until version 52 `vm.send-migration` answers when the VM is on the other host, and nothing else is
-//! answered meanwhile. From 53 on it answers at once; then `vm.counters` is refused while the VM moves and
-//! answered once it has failed to. In both, a VMM that has sent its VM ends. Events tell more, from 52 on.
+//! versions 50 to 53. Until version 52 `vm.send-migration` is answered when the VM is on the other host, and nothing
+//! else is answered meanwhile. From 53 on it is answered at once; then `vm.counters` is refused while the VM moves and
+//! answered once it has failed to, while `vm.info` says what it did before. In both, a VMM that has sent its VM ends.
+//! Events tell more, from 52 on.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -27,8 +28,8 @@ const SEND: &str = "/api/v1/vm.send-migration";
 
 /// cloud-hypervisor with the VM that moves.
 ///
-/// It has no command to cancel, and tells neither bytes nor, without events, what state a migration is in. Times are those at
-/// which its events were read, up to 100 ms late.
+/// It has no command to cancel, and tells neither bytes nor, without events, what state a migration is in. Times are
+/// those at which its events were read, up to 100 ms late. A migration goes on when this value is dropped.
 #[derive(Debug)]
 pub struct CloudHypervisor {
     socket: PathBuf,
@@ -87,7 +88,9 @@ impl CloudHypervisor {
             arguments["downtime_ms"] = ms.max(1).into();
         }
         if let Some(time) = wishes.time {
-            let whole = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+            let whole = time
+                .as_secs()
+                .saturating_add(u64::from(time.subsec_nanos() > 0));
             arguments["timeout_s"] = whole.max(1).into();
             arguments["timeout_strategy"] = "Cancel".into();
         }

@@ -39,16 +39,21 @@ pub enum VmmError {
     #[error("the VMM is gone ({0}): see its log, and look on which of the hosts the VM runs")]
     Gone(String),
     /// It takes too long.
-    #[error("the VMM did not answer to {} within {} s: see its log, and whether its host is overloaded", .0, ANSWER_TIME.as_secs())]
+    #[error(
+        "the VMM did not answer to {} within {} s: see its log, and whether its host is overloaded",
+        .0, ANSWER_TIME.as_secs()
+    )]
     Slow(String),
     /// A message that is too long.
     #[error(
-        "the VMM sent a message of more than {MESSAGE_LEN} bytes: check that the socket is its monitor or API, and update it"
+        "the VMM sent a message of more than {MESSAGE_LEN} bytes: check that the socket is its monitor or \
+         API, and its version"
     )]
     TooLong,
     /// What it says makes no sense.
     #[error(
-        "what the VMM says to {what} makes no sense ({why}): check that the socket is its monitor or API, and its version"
+        "what the VMM says to {what} makes no sense ({why}): check that the socket is its monitor or API, and its \
+         version"
     )]
     Protocol {
         /// What it was asked.
@@ -70,6 +75,12 @@ pub enum VmmError {
          hosts (migrate-set-capabilities, postcopy-ram: false), and start the migration again"
     )]
     Postcopy,
+    /// A capability with which a VM that is migrated goes on here, a snapshot or a copy being all that moves.
+    #[error(
+        "{0} is switched on, and the VM would stay here: switch it off (migrate-set-capabilities, {0}: false), and \
+         start the migration again"
+    )]
+    Stays(String),
     /// Not with this VMM.
     #[error("{vmm} cannot {what}: {remedy}")]
     Unsupported {
@@ -84,7 +95,10 @@ pub enum VmmError {
     #[error("there is no migration to follow: start one")]
     NotBegun,
     /// Its events cannot be read.
-    #[error("the events in {} cannot be read ({why}): name the file that was given to the VMM as --event-monitor path=PATH", .path.display())]
+    #[error(
+        "the events in {} cannot be read ({why}): name the file that was given to the VMM as --event-monitor path=PATH",
+        .path.display()
+    )]
     Events {
         /// The file.
         path: PathBuf,

@@ -55,18 +55,25 @@ pub(super) fn request(
         let connect = timeout(ANSWER_TIME, UnixStream::connect(socket));
         let stream = connect.await.map_err(|_| VmmError::Slow(what.clone()))?;
         let stream = stream.map_err(|error| VmmError::unopened(socket, &error))?;
-        let exchange = exchange(stream, request);
+        let exchange = exchange(stream, request, &what);
         match limit {
             Some(limit) => timeout(limit, exchange)
                 .await
-                .unwrap_or(Err(VmmError::Slow(what))),
+                .unwrap_or_else(|_| Err(VmmError::Slow(what.clone()))),
             None => exchange.await,
         }
     })
 }
 
-async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<Answer, VmmError> {
-    let gone = |error: hyper::Error| VmmError::Gone(error.to_string());
+async fn exchange(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+    what: &str,
+) -> Result<Answer, VmmError> {
+    let gone = |error: hyper::Error| match error.is_parse() {
+        true => VmmError::protocol(what, error),
+        false => VmmError::Gone(error.to_string()),
+    };
     // Names of headers are the same in any case (RFC 9110, 5.1), which not every small server knows.
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)

@@ -49,11 +49,14 @@ impl Qmp {
             .monitor
             .execute("query-migrate-capabilities", json!({}))?;
         let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
-        let postcopy = list.iter().any(|capability| {
-            capability["capability"] == "postcopy-ram" && capability["state"] == true
-        });
-        if postcopy {
-            return Err(VmmError::Postcopy);
+        for capability in list.iter().filter(|capability| capability["state"] == true) {
+            match capability["capability"].as_str() {
+                Some("postcopy-ram") => return Err(VmmError::Postcopy),
+                Some(name @ ("background-snapshot" | "x-colo")) => {
+                    return Err(VmmError::Stays(name.to_owned()));
+                }
+                _ => {}
+            }
         }
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         self.monitor
@@ -196,7 +199,9 @@ impl Vmm for Qmp {
         self.go_on_at_switchover = wishes.go_on_at_switchover;
         self.monitor.execute("migrate", json!({ "uri": uri }))?;
         self.begun = true;
-        self.deadline = wishes.time.map(|time| Instant::now() + time);
+        self.deadline = wishes
+            .time
+            .and_then(|time| Instant::now().checked_add(time));
         self.next_query = Instant::now();
         Ok(())
     }
