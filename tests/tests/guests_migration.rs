@@ -68,11 +68,15 @@ impl Scene {
     /// Moves the VM. QEMU on the source ends at once, as an orchestrator would have it.
     fn migrate(&mut self) -> Result<Moved> {
         let from = self.vm.here.host;
+        let before = self.rig.drops()?;
         self.rig.prepare(from)?;
         let (moved, _) = self.vm.migrate()?;
         self.goes_on()?;
         let [source, destination] = self.rig.commit(from)?;
         say(&format!("      {}", report::cost(&source, &destination)));
+        for (was, is) in before.iter().zip(&self.rig.drops()?) {
+            say(&format!("      drops {was} -> {is}"));
+        }
         Ok(moved)
     }
 

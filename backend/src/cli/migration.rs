@@ -40,6 +40,28 @@ fn vm() -> Arg {
         .help("The VM")
 }
 
+/// Where the VM goes.
+fn destination_arguments(required: bool) -> [Arg; 3] {
+    [
+        Arg::new("to")
+            .long("to")
+            .value_name("HOST:PORT")
+            .required(required)
+            .help("Where the other host's tandemd listens (--migration-listen)"),
+        Arg::new("name")
+            .long("name")
+            .value_name("NAME")
+            .requires("to")
+            .help("The host's name in its certificate [default: HOST]"),
+        Arg::new("limit")
+            .long("limit")
+            .value_name("SECONDS")
+            .requires("to")
+            .value_parser(value_parser!(u32).range(1..=86_400))
+            .help("In what time the VM must have begun to move [default: 60]"),
+    ]
+}
+
 pub(super) fn command() -> Command {
     let keys = Command::new("keys")
         .about("Make the keys by which other hosts know a host")
@@ -70,26 +92,7 @@ pub(super) fn command() -> Command {
     let prepare = Command::new("prepare")
         .about("Ask another host whether a VM can come, which may say no")
         .arg(vm())
-        .arg(
-            Arg::new("to")
-                .long("to")
-                .value_name("HOST:PORT")
-                .required(true)
-                .help("Where the other host's tandemd listens (--migration-listen)"),
-        )
-        .arg(
-            Arg::new("name")
-                .long("name")
-                .value_name("NAME")
-                .help("The host's name in its certificate [default: HOST]"),
-        )
-        .arg(
-            Arg::new("limit")
-                .long("limit")
-                .value_name("SECONDS")
-                .value_parser(value_parser!(u32).range(1..=86_400))
-                .help("In what time the VM must have begun to move [default: 60]"),
-        );
+        .args(destination_arguments(true));
     let abort = Command::new("abort")
         .about("Have a VM stay where it is")
         .arg(vm())
@@ -98,7 +101,9 @@ pub(super) fn command() -> Command {
                 .long("reason")
                 .value_name("TEXT")
                 .help("Why, for the logs of both hosts"),
-        );
+        )
+        .args(start::vmm_arguments())
+        .after_help("With a VMM named, it is told to end its part, too.");
     Command::new("migration")
         .about("Live migration: a VM moves to another host")
         .after_help(EXAMPLES)
@@ -137,7 +142,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
         Some(("abort", matches)) => {
             let reason = matches.get_one::<String>("reason");
             let body = reason.map_or_else(|| json!({}), |reason| json!({"reason": reason}));
-            shown(matches, post(matches, "abort", &body)?)
+            let answer = post(matches, "abort", &body)?;
+            if let Some(mut vmm) = start::vmm(matches)? {
+                vmm.cancel().map_err(start::failed)?;
+            }
+            shown(matches, answer)
         }
         Some(("status", matches)) => {
             let path = format!("/api/v1/migrations/{}", name(matches)?);

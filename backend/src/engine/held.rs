@@ -15,6 +15,9 @@ use crate::port::GuestPort;
 const LIMIT: Duration = Duration::from_secs(3);
 /// For how long what still comes here follows a VM that has moved.
 const FOLLOW: Duration = Duration::from_secs(2);
+/// For how long a VM that is said to run elsewhere is yet to be heard there: a network that has not heard it would
+/// bring back what is sent to it.
+const HEARSAY: Duration = Duration::from_millis(500);
 /// How often it is looked whether the VM was heard elsewhere.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -26,7 +29,8 @@ pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: Port
     };
     let stations = home.stations(id);
     home.forget_learned(id);
-    home.judge_anew();
+    // From the moment on in which they are heard elsewhere, what still comes here goes the same way.
+    home.set_left(id, &stations);
     let (port, switch) = (port.clone(), switch.clone());
     let name: String = this
         .name()
@@ -45,6 +49,7 @@ pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: Port
 fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(Mac, u16)]) {
     let mut end = Instant::now() + LIMIT;
     let (mut batch, mut scratch) = (GuestPort::batch_for_held(), Scratch::default());
+    let mut said = None;
     let (mut moved, mut sent, source) = (false, 0, own_address());
     loop {
         std::thread::sleep(LOOK);
@@ -56,14 +61,14 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
             switch.set_left(id, &[]);
             return switch.renew(id);
         }
-        if port.is_elsewhere() {
-            // Before it is heard there.
-            switch.expect_on_uplink(stations, Now::monotonic());
+        if port.is_elsewhere() && !moved {
+            let since = *said.get_or_insert_with(Instant::now);
+            if since.elapsed() > HEARSAY {
+                switch.expect_on_uplink(stations, Now::monotonic());
+            }
         }
         if !moved && switch.is_elsewhere(stations, id) {
             (moved, end) = (true, Instant::now() + FOLLOW);
-            // What still comes here goes the same way.
-            switch.set_left(id, stations);
             info!(
                 "port {}: its VM has moved; what is for it follows it",
                 port.name()

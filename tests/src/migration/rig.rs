@@ -175,6 +175,20 @@ impl Rig {
         Ok([daemons[0].get(MIGRATION)?, daemons[1].get(MIGRATION)?])
     }
 
+    /// What was dropped on the hosts so far, and why.
+    pub fn drops(&self) -> Result<[Value; 2]> {
+        let of = |host: &Host| -> Result<Value> {
+            let switch = host.daemon.get("switches/default")?;
+            let (port, tap) = (host.daemon.get("ports/vm")?, host.daemon.get("ports/host")?);
+            Ok(serde_json::json!({
+                "vm": [port["counters"]["from_vm"]["drops"], port["counters"]["to_vm"]["drops"]],
+                "host": [tap["counters"]["from_vm"]["drops"], tap["counters"]["to_vm"]["drops"]],
+                "wire": [switch["uplink_status"]["from_wire"]["drops"], switch["uplink_status"]["to_wire"]["drops"]],
+            }))
+        };
+        Ok([of(&self.hosts[0])?, of(&self.hosts[1])?])
+    }
+
     /// Listens on the uplinks.
     pub fn watch(&self) -> Result<Watch> {
         let socket = |i: usize| Socket::open(&self.wire, &format!("f{i}"));

@@ -1,16 +1,199 @@
-//! `tandem migration start`.
+//! `tandem migration start`: the VMM is asked to move the VM, and both daemons are told how that ends.
 
-use clap::{ArgMatches, Command};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use super::vm;
-use crate::cli::Failure;
+use clap::{Arg, ArgGroup, ArgMatches, Command, value_parser};
+use serde_json::json;
+use tandem_migration::vmm::{CloudHypervisor, Outcome, Progress, Qmp, Vmm, VmmError, Wishes};
+
+use super::{name, post, prepare, shown, vm};
+use crate::cli::{Failure, Session, read};
+use crate::migration::{Migration, Stage};
+
+/// How often it is looked whether the migration was aborted meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
+/// For how long the VM may be yet to be seen on the other host, once the VMM has sent it.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
+const HELP: &str = "\
+The VMM on the other host has to wait for the VM (QEMU: -incoming; cloud-hypervisor: receive-migration). Without --to
+the move has been prepared. When the VM runs there, the move is committed; when the VMM gives up, it is
+aborted, and the status is 1. If this command is interrupted the VMM goes on: see `tandem migration status`, and
+`tandem migration abort VM --qmp SOCKET`.";
+
+/// How to reach the VMM.
+pub(super) fn vmm_arguments() -> [Arg; 3] {
+    let path = |id: &'static str, name: &'static str| {
+        Arg::new(id)
+            .long(id)
+            .value_name(name)
+            .value_parser(value_parser!(PathBuf))
+    };
+    [
+        path("qmp", "SOCKET").help("QEMU's monitor, of which nobody else has a connection"),
+        path("cloud-hypervisor", "SOCKET").help("cloud-hypervisor's API"),
+        path("events", "FILE")
+            .requires("cloud-hypervisor")
+            .help("The file of its --event-monitor"),
+    ]
+}
 
 pub(super) fn command() -> Command {
     Command::new("start")
-        .about("Have the VMM move a VM")
+        .about("Have the VMM move a VM, and see it through")
+        .after_help(HELP)
         .arg(vm())
+        .arg(
+            Arg::new("uri")
+                .long("uri")
+                .value_name("URI")
+                .required(true)
+                .help("Where the VMM on the other host waits, such as tcp:192.0.2.7:4444"),
+        )
+        .args(vmm_arguments())
+        .group(
+            ArgGroup::new("vmm")
+                .args(["qmp", "cloud-hypervisor"])
+                .required(true),
+        )
+        .args(super::destination_arguments(false))
+        .arg(
+            Arg::new("time-limit")
+                .long("time-limit")
+                .value_name("SECONDS")
+                .value_parser(value_parser!(u64).range(1..=86_400))
+                .help("Give up when it takes longer [default: no limit]"),
+        )
+        .arg(
+            Arg::new("downtime")
+                .long("downtime")
+                .value_name("MS")
+                .value_parser(value_parser!(u64).range(1..=60_000))
+                .help("Milliseconds for which the VM may stand still, as the VMM plans it"),
+        )
+        .arg(
+            Arg::new("max-bandwidth")
+                .long("max-bandwidth")
+                .value_name("BYTES")
+                .value_parser(value_parser!(u64).range(1..))
+                .help("Bytes per second at most (QEMU)"),
+        )
 }
 
-pub(super) fn run(_: &ArgMatches) -> Result<String, Failure> {
-    Err(Failure::Failed("not yet".to_owned()))
+/// A connection to the VMM, if one is named.
+pub(super) fn vmm(matches: &ArgMatches) -> Result<Option<Box<dyn Vmm>>, Failure> {
+    let path = |key: &str| matches.get_one::<PathBuf>(key);
+    if let Some(socket) = path("qmp") {
+        return Ok(Some(Box::new(Qmp::connect(socket).map_err(failed)?)));
+    }
+    let Some(socket) = path("cloud-hypervisor") else {
+        return Ok(None);
+    };
+    let events = path("events").map(PathBuf::as_path);
+    let vmm = CloudHypervisor::connect(socket, events).map_err(failed)?;
+    Ok(Some(Box::new(vmm)))
+}
+
+pub(super) fn failed(error: VmmError) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
+    let vm = name(matches)?.to_owned();
+    let number = |key: &str| matches.get_one::<u64>(key).copied();
+    let mut vmm = vmm(matches)?.ok_or_else(|| Failure::Usage("a VMM is missing".to_owned()))?;
+    if matches.contains_id("to") {
+        prepare(matches)?;
+    }
+    let begin = status(matches)?;
+    if begin.stage.is_over() {
+        let words = format!(
+            "the move of {vm} is not prepared; use --to, or tandem migration prepare first"
+        );
+        return Err(Failure::Failed(words));
+    }
+    let wishes = Wishes {
+        max_bandwidth: number("max-bandwidth"),
+        downtime: number("downtime").map(Duration::from_millis),
+        time: number("time-limit").map(Duration::from_secs),
+        go_on_at_switchover: true,
+    };
+    let uri = matches.get_one::<String>("uri").map_or("", String::as_str);
+    if let Err(error) = vmm.migrate(uri, &wishes) {
+        give_up(matches, &error.to_string())?;
+        return Err(failed(error));
+    }
+    let outcome = match follow(matches, &mut *vmm) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // What has become of the VM the daemons see.
+            eprintln!("tandem: {error}");
+            Outcome::Ended
+        }
+    };
+    match outcome {
+        Outcome::Completed { .. } | Outcome::Ended => arrived(matches),
+        Outcome::Failed(reason) => stays(matches, &format!("the VMM says: {reason}")),
+        Outcome::Cancelled => stays(matches, "it was cancelled at the VMM"),
+    }
+}
+
+fn status(matches: &ArgMatches) -> Result<Migration, Failure> {
+    let path = format!("/api/v1/migrations/{}", name(matches)?);
+    read(&Session::new(matches)?.get(&path)?)
+}
+
+/// Follows the VMM to the end, and has it end if the daemons have given up.
+fn follow(matches: &ArgMatches, vmm: &mut dyn Vmm) -> Result<Outcome, VmmError> {
+    let (mut last, mut cancelled) = (String::new(), false);
+    let mut say = |progress: &Progress| {
+        if progress.state != last && !progress.state.is_empty() {
+            last.clone_from(&progress.state);
+            eprintln!("tandem: the VMM says: {last}");
+        }
+    };
+    loop {
+        if let Some(outcome) = vmm.follow(Instant::now() + LOOK, &mut say)? {
+            return Ok(outcome);
+        }
+        let aborted = status(matches).is_ok_and(|now| now.stage == Stage::Aborted);
+        if aborted && !cancelled {
+            cancelled = true;
+            vmm.cancel()?;
+        }
+    }
+}
+
+/// The VMM has sent it: the daemons have to see it there.
+fn arrived(matches: &ArgMatches) -> Result<String, Failure> {
+    let end = Instant::now() + ARRIVAL;
+    loop {
+        let now = status(matches)?;
+        match now.stage {
+            Stage::There => break,
+            Stage::Committed => return shown(matches, json!(now).to_string()),
+            Stage::Aborted => {
+                let reason = now.reason.unwrap_or_default();
+                return Err(Failure::Failed(format!("the move was aborted: {reason}")));
+            }
+            _ if Instant::now() > end => {
+                let words = "the VMM has ended its part, and the VM does not run on the other host; see the VMMs' logs, \
+                             and tandem migration abort";
+                return Err(Failure::Failed(words.to_owned()));
+            }
+            _ => std::thread::sleep(LOOK / 20),
+        }
+    }
+    shown(matches, post(matches, "commit", &serde_json::Value::Null)?)
+}
+
+fn give_up(matches: &ArgMatches, reason: &str) -> Result<(), Failure> {
+    let reason: String = reason.chars().take(1000).collect();
+    post(matches, "abort", &json!({"reason": reason})).map(drop)
+}
+
+fn stays(matches: &ArgMatches, reason: &str) -> Result<String, Failure> {
+    give_up(matches, reason)?;
+    Err(Failure::Failed(format!("the VM stays here: {reason}")))
 }
