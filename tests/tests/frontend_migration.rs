@@ -151,9 +151,7 @@ fn a_vm_moves_and_keeps_what_was_counted() -> Result<()> {
     while !moments(&hosts.alpha.get("migrations/web")?).contains(&"state_sent") {
         ensure!(Instant::now() < end, "no state is sent");
     }
-    vm.kill();
-    vm.set_socket(&hosts.beta.socket("web"));
-    vm.arrive(&bases, |_| Ok(()))?;
+    vm.move_rings(&hosts.beta.socket("web"), &bases)?;
     hosts.wait_both("there")?;
     ensure!(counted(&hosts.beta)? == before, "{before:#}");
     let mut there = Nic::start(&hosts.beta.socket("n"), &Config::default())?;
@@ -334,6 +332,47 @@ fn a_host_that_goes_away_leaves_the_vm_where_it_was() -> Result<()> {
     hosts.prepared()
 }
 
+/// Its VMM connects again, as if nothing had been; the move is prepared anew, and goes through.
+#[test]
+fn a_source_that_is_started_again_begins_anew() -> Result<()> {
+    let mut hosts = Hosts::new("web")?;
+    let (mut vm, mut n) = vm(&hosts, Order::Qemu10)?;
+    go_as_far_as(&mut hosts, &mut vm, "moving")?;
+    drop(n);
+    hosts.alpha.crash()?;
+    hosts.alpha.start_again()?;
+    let bases = vm.bases_after_loss();
+    vm.reconnect(&bases)?;
+    n = Nic::start(&hosts.alpha.socket("n"), &Config::default())?;
+    let forgotten = hosts.alpha.cli_output(&["migration", "status", "web"])?;
+    ensure!(forgotten.status.code() == Some(1), "{forgotten:?}");
+    goes_on(&mut vm, &mut n, None)?;
+    let bases = go_as_far_as(&mut hosts, &mut vm, "stopped")?.context("no bases")?;
+    vm.move_rings(&hosts.beta.socket("web"), &bases)?;
+    hosts.wait_both("there")?;
+    hosts.alpha.cli(&["migration", "commit", "web"])?;
+    hosts.wait_both("committed").map(drop)
+}
+
+/// The destination's daemon is started again when the VM runs there: it has moved all the same.
+#[test]
+fn a_destination_that_is_started_again_keeps_the_vm() -> Result<()> {
+    let mut hosts = Hosts::new("web")?;
+    let (mut vm, _n) = vm(&hosts, Order::Qemu10)?;
+    let bases = go_as_far_as(&mut hosts, &mut vm, "stopped")?.context("no bases")?;
+    vm.move_rings(&hosts.beta.socket("web"), &bases)?;
+    hosts.wait_both("there")?;
+    hosts.beta.crash()?;
+    hosts.beta.start_again()?;
+    let bases = vm.bases_after_loss();
+    vm.reconnect(&bases)?;
+    wait(&hosts.alpha, "committed")?;
+    let mut there = Nic::start(&hosts.beta.socket("n"), &Config::default())?;
+    vm.send_plain(&numbered(VM, NEIGHBOUR, 9));
+    while number_of(&there.recv().1) != 9 {}
+    Ok(())
+}
+
 /// It runs there; nobody comes to say so.
 #[test]
 fn a_vm_that_has_arrived_stays_when_the_source_is_gone() -> Result<()> {
@@ -341,9 +380,7 @@ fn a_vm_that_has_arrived_stays_when_the_source_is_gone() -> Result<()> {
     let (mut vm, _n) = vm(&hosts, Order::Qemu10)?;
     let bases = go_as_far_as(&mut hosts, &mut vm, "stopped")?.context("no bases")?;
     hosts.alpha.crash()?;
-    vm.kill();
-    vm.set_socket(&hosts.beta.socket("web"));
-    vm.arrive(&bases, |_| Ok(()))?;
+    vm.move_rings(&hosts.beta.socket("web"), &bases)?;
     wait(&hosts.beta, "there")?;
     wait(&hosts.beta, "committed").map(drop)
 }

@@ -83,12 +83,12 @@ impl Destination for Arrivals {
             if (one.id.as_str(), one.peer.as_str()) == (id, peer) {
                 return Ok(());
             }
-            // A source that has forgotten what it began begins anew.
-            if one.peer != peer || one.is_moving() {
+            if one.peer != peer {
                 let reason = format!("{} is coming from {} already", plan.vm, one.peer);
                 let remedy = format!("tandem migration abort {}, on the destination", plan.vm);
                 return Err(vec![Objection::new(reason, remedy)]);
             }
+            // Its daemon was started again, and has forgotten what it began.
             let _ = one.on(Event::Abort(format!("{peer} has prepared it anew")));
         }
         let objections = objections(&self.control, plan);
@@ -192,12 +192,6 @@ impl Coming {
 
     fn is_over(&self) -> bool {
         lock(&self.machine).stage().is_final()
-    }
-
-    /// Has anything of the VM come?
-    fn is_moving(&self) -> bool {
-        use tandem_migration::handoff::Stage;
-        matches!(lock(&self.machine).stage(), Stage::Moving | Stage::There)
     }
 
     pub(super) fn status(&self) -> Migration {

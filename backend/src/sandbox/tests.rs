@@ -154,6 +154,32 @@ fn files_elsewhere_are_out_of_reach() {
     std::os::unix::net::UnixListener::bind(own.join("s")).unwrap();
 }
 
+/// A daemon that talks to other hosts: TCP, and nothing else.
+#[test]
+fn other_hosts_are_reached_by_tcp_only() {
+    if in_a_process_of_its_own("other_hosts_are_reached_by_tcp_only").is_none() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let paths = Paths {
+        connects: true,
+        ..Paths::default()
+    };
+    let report = enter(&paths).unwrap();
+    assert!(report.calls.is_some(), "{report}");
+    std::net::TcpStream::connect(address).unwrap();
+    listener.accept().unwrap();
+    refused(
+        "socket(SOCK_DGRAM)",
+        std::net::UdpSocket::bind("127.0.0.1:0"),
+    );
+    if report.landlock >= Some(4) {
+        let bound = TcpListener::bind("127.0.0.1:0").map(drop);
+        assert_eq!(error(bound, "bind"), libc::EACCES);
+    }
+}
+
 /// Kernels without Landlock, and then without seccomp as well.
 #[test]
 fn an_older_kernel_is_no_error() {
