@@ -94,7 +94,10 @@ impl Core {
             let Some(switch) = home.upgrade() else { return };
             match event {
                 Event::Gone => {
-                    switch.forget_learned(id);
+                    // What is held for a VM that has moved is not flooded as well.
+                    if held.upgrade().is_none_or(|port| !port.is_holding()) {
+                        switch.forget_learned(id);
+                    }
                     // It may be known to be elsewhere by now.
                     switch.judge_anew();
                 }

@@ -58,12 +58,14 @@ impl Hold {
         }
     }
 
-    /// Hands all frames to `each`, in order, a burst at a time, and goes on holding those that come.
-    pub(super) fn drain(&self, batch: &mut Batch, each: impl FnMut(&mut Batch)) {
+    /// Hands the first frames to `each`, a burst of them, and goes on holding those that come.
+    pub(super) fn take_some(&self, batch: &mut Batch, each: impl FnOnce(&mut Batch)) {
         if let Some(held) = &*lock(&self.held)
             && held.is_waiting()
         {
-            hand_over(held, batch, each);
+            held.pull(batch);
+            each(batch);
+            batch.clear();
         }
     }
 

@@ -403,10 +403,10 @@ impl GuestPort {
         Batch::with_own_bytes(hold::BATCH)
     }
 
-    /// Hands the frames that are held to `each`, a burst at a time, which says how many it sent to where
-    /// the VM is now. The rest is dropped.
-    pub fn redirect_held(&self, batch: &mut Batch, mut each: impl FnMut(&mut Batch) -> u64) {
-        self.hold.drain(batch, |batch| {
+    /// Hands a burst of the frames that are held to `each`, which says how many it sent to where the VM is
+    /// now. The others of these are dropped.
+    pub fn redirect_held(&self, batch: &mut Batch, each: impl FnOnce(&mut Batch) -> u64) {
+        self.hold.take_some(batch, |batch| {
             let sent = each(batch);
             let dropped = batch.len() as u64 - sent;
             self.to_vm.count_drop(DropReason::Redirected, sent);

@@ -379,6 +379,11 @@ impl Switch {
             .collect()
     }
 
+    /// Stations behind a port may be heard on another one from now on.
+    pub fn let_move(&self, id: PortId, now: Now) {
+        self.table.let_move(id.slot, now.seconds());
+    }
+
     /// Frames for these stations that still come in where they have been heard since go to port `id`;
     /// none: no longer.
     pub fn set_left(&self, id: PortId, stations: &[(Mac, u16)]) {

@@ -9,13 +9,14 @@ use crate::Mac;
 
 impl Switch {
     /// Sends the frames of `batch`, which were for port `id` and are as it would get them, to where
-    /// their destinations have been heard since; how many went there. Those to groups did so by themselves.
+    /// their destinations have been heard since, if they are among `stations`; how many went there. Those to groups, and
+    /// to others that nobody knew, did so by themselves: they were flooded.
     ///
     /// To the wire they go with the source address `source`, an address of our own: the network is not
     /// to take their senders, which may be on the wire as well, for being here.
     pub fn redirect(
         &self,
-        id: PortId,
+        (id, stations): (PortId, &[(Mac, u16)]),
         batch: &mut Batch,
         source: Mac,
         scratch: &mut Scratch,
@@ -34,11 +35,7 @@ impl Switch {
             let Some(class) = this.vlan.ingress(batch.tag(i)) else {
                 continue;
             };
-            // Of a station that was learned nobody knew any more where it was: what is from here was
-            // flooded, to the wire as well.
-            let from = self.table.find(MacKey::new(class.vid, batch.source_mac(i)));
-            let from = from.and_then(|(owner, _)| snapshot.at(owner.port));
-            if this.mac.is_none() && from.is_some_and(|port| !port.uplink) {
+            if !stations.contains(&(dst, class.vid)) {
                 gone += 1;
                 continue;
             }

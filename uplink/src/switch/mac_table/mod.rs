@@ -332,6 +332,19 @@ impl MacTable {
         self.remove_if(&mut self.lock(), |_, owner, _| owner.port == port);
     }
 
+    /// Lets the addresses learned on the port in slot `port` move at once, however short ago they came there.
+    pub(crate) fn let_move(&self, port: u16, now: u64) {
+        let _control = self.lock();
+        for bucket in &self.buckets {
+            for way in 0..WAYS {
+                let value = Value::unpack(bucket.values[way].load(Relaxed));
+                if value.owner.port == port {
+                    bucket.moved[way].store((now as u16).wrapping_sub(MOVE_HOLD), Relaxed);
+                }
+            }
+        }
+    }
+
     /// Forgets an address in all VLANs.
     pub(crate) fn forget(&self, mac: Mac) {
         self.remove_if(&mut self.lock(), |key, _, _| key.mac() == mac);
