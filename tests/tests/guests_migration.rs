@@ -2,6 +2,7 @@
 //! stream throughout.
 
 use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -76,6 +77,16 @@ impl Scene {
             say(&format!("      drops {was} -> {is}"));
         }
         Ok(moved)
+    }
+
+    /// `tandem migration start` where the VM is, with all that it takes to prepare the move, too.
+    fn start_by_cli(&self, uri: &str) -> Result<Output> {
+        let (from, monitor) = (self.vm.here.host, self.vm.monitor());
+        let monitor = monitor.to_str().context("path")?;
+        let mut words = vec!["migration", "start", PORT, "--qmp", monitor, "--uri", uri];
+        let way = self.rig.way(from);
+        words.extend(way.iter().map(String::as_str));
+        self.rig.hosts[from].daemon.cli_output(&words)
     }
 
     /// The log until now; another begins.
@@ -168,6 +179,38 @@ fn a_guest_moves_and_its_streams_go_on() -> Result<()> {
         outcome.check_moved(0, &moved)?;
         drop(left);
         check_log(&log).context("a neighbour on the source")
+    })
+}
+
+/// `tandem migration start` prepares, has QEMU move it, and commits; back again nobody listens, so that it
+/// stays.
+#[test]
+fn a_guest_is_moved_by_the_command_line() -> Result<()> {
+    let name = "guests_migration::a_guest_is_moved_by_the_command_line";
+    scenario(name, &NEEDS, |lab| {
+        let qemu = qemus()?.remove(0);
+        let mut scene = Scene::start(lab.path(), Wiring::Direct, &qemu, (1, "packed=off"))?;
+        let to = scene.vm.destination(&[])?;
+        let uri = scene.vm.uri(to.guest.name());
+        let output = scene.start_by_cli(&uri)?;
+        ensure!(output.status.success(), "{output:?}");
+        let (moved, left) = scene.vm.arrive(to)?;
+        drop(left);
+        scene.goes_on()?;
+        scene.rig.wait_stage(0, "committed")?;
+        let log = scene.next_log()?;
+        say(&format!("      {}", report::summary(&log, &moved)));
+        check_log(&log)?;
+
+        let nowhere = scene.vm.uri("nowhere");
+        let output = scene.start_by_cli(&nowhere)?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        let [source, _] = scene.rig.wait_stage(1, "aborted")?;
+        ensure!(source["role"] == "source", "{source}");
+        scene.goes_on()?;
+        let outcome = scene.end()?;
+        ensure!(outcome.far.lost().count() == 0, "lost on host B");
+        outcome.check_moved(0, &moved)
     })
 }
 

@@ -57,7 +57,7 @@ pub enum Need {
 
 impl Need {
     /// Why the need is not met on this machine; `None` when it is.
-    fn missing(&self) -> Option<String> {
+    pub fn missing(&self) -> Option<String> {
         match self {
             Need::Guests => image::missing(),
             Need::NewerQemu => qemus().is_ok_and(|found| found.len() < 2).then(|| {

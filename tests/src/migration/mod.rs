@@ -17,15 +17,18 @@
 //! * [`prober`]: an echo request every 10 ms, and what became of each;
 //! * [`watch`]: where frames to the VM and from it were seen;
 //! * [`relay`]: what the VMM says to the back-end, and when;
-//! * [`report`]: what it cost.
+//! * [`report`]: what it cost;
+//! * [`timeline`]: what happened when, in words and as a picture.
 
 pub mod prober;
 pub mod relay;
 pub mod report;
 pub mod rig;
+pub mod timeline;
 pub mod vm;
 pub mod watch;
 
 pub use relay::Relay;
 pub use rig::{Rig, Wiring};
+pub use timeline::Timeline;
 pub use vm::{Moved, Vm};

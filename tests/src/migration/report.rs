@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::prober::{Echo, Log, Probe};
+use super::prober::{Echo, INTERVAL, Log, Probe};
 use super::relay::Message;
 use super::vm::Moved;
 use super::watch::{Kind, Sighting};
 use crate::frontend::wire::request;
+
+/// An answer that takes longer is late: nothing else is when the VM does not move.
+pub const LATE: Duration = Duration::from_millis(20);
 
 /// The line: lost requests, the longest time without an answer, and how long the VM stood still.
 pub fn summary(log: &Log, moved: &Moved) -> String {
@@ -60,6 +63,56 @@ pub fn cost(source: &Value, destination: &Value) -> String {
     )
 }
 
+/// What a migration cost, a name and a value each; `hosts` have the name and the daemon's view, the source first.
+pub fn table(log: &Log, moved: &Moved, hosts: [(&str, &Value); 2]) -> Vec<(String, String)> {
+    let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+    let took = |probe: &Probe| probe.answered().map(|at| at.saturating_sub(probe.sent));
+    let late = log
+        .probes
+        .iter()
+        .filter_map(took)
+        .filter(|took| *took > LATE);
+    let (source, lost) = (&hosts[0].1["ports"][0], log.lost().count());
+    let mut lines = vec![
+        (
+            "pings sent",
+            format!("{}, one every {}", log.probes.len(), ms(INTERVAL)),
+        ),
+        ("  lost", lost.to_string()),
+        ("  answered twice", log.duplicates().to_string()),
+        ("  out of order", log.reordered().to_string()),
+        (
+            "  late",
+            format!("{}, the slowest by {}", late.count(), ms(log.slowest())),
+        ),
+        ("longest gap", ms(log.longest_gap().length())),
+        (
+            "QEMU's downtime",
+            format!("{} ms", moved.downtime.as_millis()),
+        ),
+        ("frames that followed", source["followed"].to_string()),
+        (
+            "frames held in vain",
+            format!(
+                "{} for too long, {} too many",
+                source["expired"], source["overflowed"]
+            ),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect::<Vec<_>>();
+    for (name, status) in hosts {
+        let cost = |key: &str| status["ports"][0][key].as_f64().unwrap_or(f64::NAN);
+        let (waited, starved) = (cost("waited_ms"), cost("starved_ms"));
+        let value = format!(
+            "QEMU waited {waited:.2} ms (waited_ms), {starved:.2} of it for a CPU (starved_ms)"
+        );
+        lines.push((format!("tandemd's part, {name}"), value));
+    }
+    lines
+}
+
 /// Milliseconds from `zero` to `at`, with a sign.
 pub fn offset(at: Duration, zero: Duration) -> f64 {
     (at.as_secs_f64() - zero.as_secs_f64()) * 1e3
@@ -98,7 +151,7 @@ pub fn fates(log: &Log, seen: &[Sighting], zero: Duration) -> Vec<String> {
         let took = probe.answered().map(|at| at.saturating_sub(probe.sent));
         let fate = match took {
             None => "lost",
-            Some(took) if took > Duration::from_millis(20) => "late",
+            Some(took) if took > LATE => "late",
             Some(_) => continue,
         };
         let way = ways.get(&probe.number).cloned().unwrap_or_default();

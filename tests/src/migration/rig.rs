@@ -2,14 +2,15 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::prober::{Prober, Station};
+use super::prober::{Prober, Station, now};
 use super::relay::Relay;
+use super::timeline;
 use super::vm::{Vm, VmConfig};
 use super::watch::Watch;
 use crate::lab::payload::{self, OpenStream};
@@ -43,8 +44,9 @@ const STREAM_RATE: u64 = 512 << 10;
 /// The port of the VM, on each host.
 pub const PORT: &str = "vm";
 
-/// The hosts, as their certificates call them, and the port that they listen on to each other.
-const NAMES: [&str; 2] = ["alpha", "beta"];
+/// The hosts, as their certificates call them.
+pub const NAMES: [&str; 2] = ["alpha", "beta"];
+/// The port that they listen on to each other.
 const LISTENS: u16 = 4792;
 /// Where the API has the VM's migration.
 const MIGRATION: &str = "migrations/vm";
@@ -152,27 +154,50 @@ impl Rig {
 
     /// Has the daemon of host `from` prepare the VM's move to the other host.
     pub fn prepare(&self, from: usize) -> Result<()> {
-        let to = format!("{}:{LISTENS}", ip_text(NEIGHBOURS[1 - from].ip));
-        let name = NAMES[1 - from];
-        let words = ["migration", "prepare", PORT, "--to", &to, "--name", name];
+        let way = self.way(from);
+        let mut words = vec!["migration", "prepare", PORT];
+        words.extend(way.iter().map(String::as_str));
         self.hosts[from].daemon.cli(&words).map(drop)
+    }
+
+    /// The arguments of `tandem migration` that say where the VM goes from host `from`.
+    pub fn way(&self, from: usize) -> [String; 4] {
+        let to = format!("{}:{LISTENS}", ip_text(NEIGHBOURS[1 - from].ip));
+        ["--to", &to, "--name", NAMES[1 - from]].map(str::to_owned)
     }
 
     /// Has it say that the VM stays there, once it is; what both hosts know of it then, the source first.
     pub fn commit(&self, from: usize) -> Result<[Value; 2]> {
+        self.wait_stage(from, "there")?;
+        let words = ["migration", "commit", PORT];
+        self.hosts[from].daemon.cli(&words)?;
+        self.wait_stage(from, "committed")
+    }
+
+    /// Waits until both hosts say that the VM's move from host `from` is at this stage; what they know of it then, the
+    /// source first.
+    pub fn wait_stage(&self, from: usize, stage: &str) -> Result<[Value; 2]> {
         let daemons = [from, 1 - from].map(|host| &self.hosts[host].daemon);
-        let wait = |stage: &str| {
-            wait_until(stage, PATIENCE, || {
-                let stages = daemons.map(|daemon| daemon.get(MIGRATION));
-                let is_there = |status: Result<Value>| Ok(status?["stage"] == stage);
-                let stages: Vec<bool> = stages.into_iter().map(is_there).collect::<Result<_>>()?;
-                Ok(stages == [true, true])
-            })
+        let mut known = [Value::Null, Value::Null];
+        let outcome = wait_until(stage, PATIENCE, || {
+            known = [daemons[0].get(MIGRATION)?, daemons[1].get(MIGRATION)?];
+            Ok(known.iter().all(|status| status["stage"] == stage))
+        });
+        outcome.with_context(|| format!("{known:?}"))?;
+        Ok(known)
+    }
+
+    /// When the migration that host `i` tells of began, since 1970: what it tells counts from there.
+    pub fn began(&self, i: usize) -> Result<Duration> {
+        const LOOKS: usize = 20;
+        let daemon = &self.hosts[i].daemon;
+        let look = |_| {
+            let asked = now();
+            let age = daemon.get(MIGRATION)?["age_ms"].as_u64().context("age")?;
+            Ok((Duration::from_millis(age), [asked, now()]))
         };
-        wait("there")?;
-        daemons[0].cli(&["migration", "commit", PORT])?;
-        wait("committed")?;
-        Ok([daemons[0].get(MIGRATION)?, daemons[1].get(MIGRATION)?])
+        let looks: Vec<_> = (0..LOOKS).map(look).collect::<Result<_>>()?;
+        Ok(timeline::began(&looks))
     }
 
     /// What was dropped on the hosts so far, and why.

@@ -39,15 +39,23 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    fn guest(&self, name: &str, host: usize) -> GuestConfig {
+    fn guest(&self, dir: &Path, name: &str, host: usize) -> GuestConfig {
         let nic = Nic::vhost_user(&self.sockets[host], &self.mac)
             .pairs(self.pairs)
             .option(&self.option);
+        let second = second_monitor(dir, name);
         GuestConfig::new(name)
             .qemu(&self.qemus[host])
             .cpus(self.pairs)
             .nic(nic)
+            .argument("-qmp")
+            .argument(&format!("unix:{},server=on,wait=off", second.display()))
     }
+}
+
+/// A monitor that nobody has a connection of, for `tandem migration start`.
+fn second_monitor(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.monitor"))
 }
 
 /// QEMU on a host: the VM, or one that waits for it.
@@ -95,7 +103,7 @@ pub struct Vm {
 impl Vm {
     /// Boots it on host 0.
     pub fn boot(dir: &Path, config: VmConfig) -> Result<Self> {
-        let mut guest = config.guest("vm-0", 0).boot(dir)?;
+        let mut guest = config.guest(dir, "vm-0", 0).boot(dir)?;
         let qmp = guest.qmp()?;
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -114,7 +122,7 @@ impl Vm {
         let host = 1 - self.here.host;
         let name = format!("vm-{}", self.count);
         self.count += 1;
-        let mut config = self.config.guest(&name, host);
+        let mut config = self.config.guest(&self.dir, &name, host);
         for argument in ["-incoming", "defer"].iter().chain(arguments) {
             config = config.argument(argument);
         }
@@ -126,7 +134,13 @@ impl Vm {
         Ok(Instance { guest, qmp, host })
     }
 
-    fn uri(&self, name: &str) -> String {
+    /// QEMU's second monitor, which is free.
+    pub fn monitor(&self) -> PathBuf {
+        second_monitor(&self.dir, self.here.guest.name())
+    }
+
+    /// Where an instance of this name waits for the VM.
+    pub fn uri(&self, name: &str) -> String {
         format!("unix:{}", self.dir.join(name).display())
     }
 
@@ -170,8 +184,13 @@ impl Vm {
 
     /// Moves the VM to the other host. Also what is left of QEMU on this one, which goes with the value.
     pub fn migrate(&mut self) -> Result<(Moved, Instance)> {
-        let mut to = self.destination(&[])?;
+        let to = self.destination(&[])?;
         self.begin(&to, UNLIMITED)?;
+        self.arrive(to)
+    }
+
+    /// Waits until a migration that has begun is over and the VM runs at `to`. As [`Vm::migrate`].
+    pub fn arrive(&mut self, mut to: Instance) -> Result<(Moved, Instance)> {
         let (stopped, [downtime, total]) = self.complete(&to)?;
         let resumed = to
             .qmp

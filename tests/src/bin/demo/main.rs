@@ -1,5 +1,8 @@
-//! The demonstration behind `ci/demo`: a switch, two guests, and what they say to each other.
+//! The demonstrations behind `ci/demo`: a switch, two guests, and what they say to each other; and, in
+//! [`migrate`], a guest that moves to another host.
 #![forbid(unsafe_code)]
+
+mod migrate;
 
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -22,6 +25,7 @@ fn main() -> Result<ExitCode> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", dir] => run(Path::new(dir), false)?,
         ["run", dir, "--keep"] => run(Path::new(dir), true)?,
+        ["migrate", dir, picture] => migrate::run(Path::new(dir), Path::new(picture))?,
         ["in", dir, guest, command] => {
             let output = exec_in(Path::new(dir), guest, command)?;
             print!("{}", output.text);
@@ -90,11 +94,7 @@ fn start_daemon(dir: &Path, address: &str, keep: bool) -> Result<Daemon> {
 }
 
 fn boot_guests(dir: &Path, daemon: &Daemon, network: &str, keep: bool) -> Result<Vec<Guest>> {
-    let how = match image::accelerator()? {
-        Accelerator::Kvm => "with KVM",
-        Accelerator::Tcg => "emulated, for want of a working KVM",
-    };
-    step(&format!("Booting two Linux guests under QEMU, {how}"));
+    step(&format!("Booting two Linux guests under QEMU, {}", how()?));
     let start = Instant::now();
     let mut guests = vec![];
     for (name, _, mac) in GUESTS {
@@ -112,6 +112,14 @@ fn boot_guests(dir: &Path, daemon: &Daemon, network: &str, keep: bool) -> Result
     }
     println!("    up after {:.1} s", start.elapsed().as_secs_f32());
     Ok(guests)
+}
+
+/// How guests run.
+fn how() -> Result<&'static str> {
+    Ok(match image::accelerator()? {
+        Accelerator::Kvm => "with KVM",
+        Accelerator::Tcg => "emulated, for want of a working KVM",
+    })
 }
 
 fn talk(vm1: &mut Guest, vm2: &mut Guest, address: &str) -> Result<()> {
