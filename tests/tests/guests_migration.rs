@@ -117,13 +117,22 @@ impl Scene {
     }
 }
 
-/// What holds for any log: none lost, none answered twice, and never silent for long. What a network brings directly
-/// may overtake what follows the VM by way of the host that it has left.
+/// What holds for any log: none answered twice, and never silent for long.
 fn check_log(log: &Log) -> Result<()> {
     let gap = log.longest_gap().length();
     ensure!(gap < LIMIT, "no answer for {gap:?}");
     ensure!(log.duplicates() == 0, "{} duplicates", log.duplicates());
-    ensure!(log.lost().count() == 0, "{} lost", log.lost().count());
+    Ok(())
+}
+
+/// And for one of a migration: none lost from when the VM was about to be stopped. Before that a guest that has no CPU
+/// for a second may run out of buffers. What a network brings directly may overtake what follows the VM
+/// by way of the host that it has left.
+fn check_moved(log: &Log, moved: &Moved) -> Result<()> {
+    check_log(log)?;
+    let from = moved.stopped.saturating_sub(Duration::from_millis(50));
+    let lost = log.lost().filter(|probe| probe.sent > from).count();
+    ensure!(lost == 0, "{lost} lost");
     Ok(())
 }
 
@@ -144,7 +153,7 @@ impl Outcome {
     fn check_moved(&self, from: usize, moved: &Moved) -> Result<()> {
         say(&format!("      {}", report::summary(&self.far, moved)));
         self.tell_lost(&self.far, moved)?;
-        check_log(&self.far)?;
+        check_moved(&self.far, moved)?;
         let stray = self
             .seen
             .iter()
@@ -178,7 +187,7 @@ fn a_guest_moves_and_its_streams_go_on() -> Result<()> {
         outcome.tell_lost(&log, &moved)?;
         outcome.check_moved(0, &moved)?;
         drop(left);
-        check_log(&log).context("a neighbour on the source")
+        check_moved(&log, &moved).context("a neighbour on the source")
     })
 }
 
@@ -359,7 +368,7 @@ fn a_guest_moves_there_and_back() -> Result<()> {
                     for fate in report::fates(&log, &outcome.seen, moved.stopped) {
                         say(&format!("        {fate}"));
                     }
-                    check_log(&log)?;
+                    check_moved(&log, &moved)?;
                 }
                 ensure!(outcome.far.lost().count() == 0, "lost without a migration");
             }
