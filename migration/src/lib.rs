@@ -8,6 +8,7 @@
 //! offered is pinned by level.
 #![forbid(unsafe_code)]
 
+pub mod frames;
 pub mod handoff;
 pub mod keys;
 pub mod peer;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use tandem_virtio_net::Batch;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
 
@@ -125,8 +126,37 @@ pub trait MovingPort: Send + Sync {
     /// None comes.
     fn forget(&self);
 
-    /// The VM is said to run on another host, or not any more: what is held for it goes there.
-    fn follow(&self, on: bool);
+    /// Has frames that are held for the VM follow it by this way.
+    fn follow(&self, way: Way);
+
+    /// By what way they do.
+    fn way(&self) -> Way;
+
+    /// Takes a burst of the frames that are held, as [`tandem_migration::frames`], with `room` for it, a batch of
+    /// [`MovingPort::room`]. None: nothing is held now.
+    fn take_held(&self, room: &mut Batch) -> Option<Vec<u8>>;
+
+    /// Room for [`MovingPort::take_held`].
+    fn room(&self) -> Batch;
+
+    /// Delivers frames that another host has held for the VM. How many were no frames.
+    ///
+    /// # Errors
+    /// The bytes are something else, or the port is not there any more.
+    fn deliver(&self, frames: &[u8]) -> Result<u64, Refused>;
+}
+
+/// The way of frames that follow a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Way {
+    /// The network's, once the VM was heard there.
+    #[default]
+    Network,
+    /// The daemons will say so when it runs there; if they say nothing, the network's.
+    Awaited,
+    /// It runs there, and the daemons carry them.
+    Daemons,
 }
 
 /// The running switch, as the control plane drives it. Calls may block; changes are made whole or

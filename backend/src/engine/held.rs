@@ -8,6 +8,7 @@ use log::{info, warn};
 use tandem_uplink::{Mac, Now, PortId, Switch};
 use tandem_virtio_net::Scratch;
 
+use crate::control::Way;
 use crate::port::GuestPort;
 
 /// For how long frames are held: who sent them has not given up on the answer yet, and a VMM that
@@ -15,9 +16,8 @@ use crate::port::GuestPort;
 const LIMIT: Duration = Duration::from_secs(3);
 /// For how long what still comes here follows a VM that has moved.
 const FOLLOW: Duration = Duration::from_secs(2);
-/// For how long a VM that is said to run elsewhere is yet to be heard there: a network that has not heard it would
-/// bring back what is sent to it.
-const HEARSAY: Duration = Duration::from_millis(500);
+/// For how long, after it was heard elsewhere, a VM is waited for by the daemons, if they have been told that it moves.
+const AWAITED: Duration = Duration::from_millis(300);
 /// How often it is looked whether the VM was heard elsewhere; once it was, a burst follows it each time, 0.8 Gbit/s of
 /// long frames: all at once would be more than some switch has buffers for.
 const LOOK: Duration = Duration::from_millis(1);
@@ -50,7 +50,7 @@ pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: Port
 fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(Mac, u16)]) {
     let mut end = Instant::now() + LIMIT;
     let (mut batch, mut scratch) = (GuestPort::batch_for_held(), Scratch::default());
-    let mut said = None;
+    let mut since = None;
     let (mut moved, mut sent, source) = (false, 0, own_address());
     loop {
         std::thread::sleep(LOOK);
@@ -62,20 +62,25 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
             switch.set_left(id, &[]);
             return switch.renew(id);
         }
-        if port.is_elsewhere() && !moved {
-            let since = *said.get_or_insert_with(Instant::now);
-            if since.elapsed() > HEARSAY {
-                switch.expect_on_uplink(stations, Now::monotonic());
-            }
+        let way = port.way();
+        let heard = switch.is_elsewhere(stations, id);
+        if heard {
+            since.get_or_insert_with(Instant::now);
         }
-        if !moved && switch.is_elsewhere(stations, id) {
+        let late = since.is_some_and(|since: Instant| since.elapsed() > AWAITED);
+        let is_there = match way {
+            Way::Daemons => true,
+            Way::Awaited => late,
+            Way::Network => heard,
+        };
+        if !moved && is_there {
             (moved, end) = (true, Instant::now() + FOLLOW);
             info!(
                 "port {}: its VM has moved; what is for it follows it",
                 port.name()
             );
         }
-        if moved {
+        if moved && way != Way::Daemons {
             port.redirect_held(&mut batch, |batch| {
                 let now = switch.redirect((id, stations), batch, source, &mut scratch);
                 sent += now;
@@ -90,7 +95,11 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
         switch.forget_learned(id);
         switch.set_left(id, &[]);
         match moved {
-            true => info!("port {}: {sent} frames followed its VM", port.name()),
+            true => info!(
+                "port {}: what came within {} s has followed its VM, {sent} frames by the network",
+                port.name(),
+                FOLLOW.as_secs()
+            ),
             false => warn!("port {}: its VM was not heard again in time", port.name()),
         }
         return;

@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Weak};
 
+use tandem_migration::frames;
 use tandem_migration::state::PortState;
+use tandem_virtio_net::Batch;
 use tokio::sync::watch;
 
 use super::build::Outside;
 use super::{Port, no_such_port};
-use crate::control::{Motion, MovingPort, Refused, RefusedKind};
+use crate::control::{Motion, MovingPort, Refused, RefusedKind, Way};
 use crate::port::GuestPort;
 
 /// Does not keep the port: one that is removed is not there any more.
@@ -68,10 +70,33 @@ impl MovingPort for Moving {
         }
     }
 
-    fn follow(&self, on: bool) {
+    fn follow(&self, way: Way) {
         if let Some(port) = self.0.upgrade() {
-            port.is_said_to_be_elsewhere(on);
+            port.set_way(way);
         }
+    }
+
+    fn way(&self) -> Way {
+        self.0.upgrade().map(|port| port.way()).unwrap_or_default()
+    }
+
+    fn take_held(&self, room: &mut Batch) -> Option<Vec<u8>> {
+        self.0.upgrade()?.take_held(room)
+    }
+
+    fn room(&self) -> Batch {
+        GuestPort::batch_for_held()
+    }
+
+    fn deliver(&self, bytes: &[u8]) -> Result<u64, Refused> {
+        let frames = frames::all(bytes).map_err(|e| {
+            Refused::new(
+                RefusedKind::Invalid,
+                e.to_string(),
+                "report it, if it is tandemd that has sent it",
+            )
+        })?;
+        Ok(self.port()?.deliver_followers(&frames))
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Coming {
     began: Instant,
     machine: Mutex<Arrival>,
     log: EventLog,
+    /// The last message of frames, of each port.
+    messages: Mutex<Vec<u64>>,
     /// Something has happened.
     news: Notify,
 }
@@ -139,6 +141,36 @@ impl Destination for Arrivals {
         Ok(())
     }
 
+    fn frames(
+        &self,
+        peer: &str,
+        id: &str,
+        port: &str,
+        number: u64,
+        bytes: &[u8],
+    ) -> Result<(), Refusal> {
+        let one = self.find(peer, id)?;
+        let refuse = |reason: &str, remedy: &str| {
+            Refusal::Objections(vec![Objection::new(reason, remedy).of_port(port)])
+        };
+        let i = one.names.iter().position(|name| name == port);
+        let Some(i) = i.filter(|_| one.takes_frames()) else {
+            return Err(refuse("it is not one whose VM has come", "report it"));
+        };
+        let mut last = lock(&one.messages);
+        if number <= last[i] {
+            return Ok(());
+        }
+        let bad = one.ports[i]
+            .deliver(bytes)
+            .map_err(|e| refuse(&e.reason, &e.remedy))?;
+        last[i] = number;
+        if bad > 0 {
+            warn!("port {port}: {bad} frames that {peer} has held for it are none");
+        }
+        Ok(())
+    }
+
     fn events(&self, peer: &str, id: &str) -> Result<EventLog, Refusal> {
         Ok(self.find(peer, id)?.log.clone())
     }
@@ -181,6 +213,7 @@ impl Coming {
             id: id.to_owned(),
             peer: peer.to_owned(),
             before: ports.iter().map(motion).collect(),
+            messages: Mutex::new(vec![0; ports.len()]),
             names: ports.iter().map(|port| port.config.name.clone()).collect(),
             ports: ports.into_iter().map(|port| port.port).collect(),
             began: Instant::now(),
@@ -192,6 +225,13 @@ impl Coming {
 
     fn is_over(&self) -> bool {
         lock(&self.machine).stage().is_final()
+    }
+
+    /// Do frames follow the VM here?
+    fn takes_frames(&self) -> bool {
+        use tandem_migration::handoff::Stage;
+        let stage = lock(&self.machine).stage();
+        matches!(stage, Stage::Moving | Stage::There | Stage::Committed)
     }
 
     pub(super) fn status(&self) -> Migration {

@@ -15,11 +15,13 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::plan::PlannedHere;
 use super::status::{Cost, Migration, Prepare, Role, timeline};
 use super::watch::{LOOK, watch};
-use crate::control::{Motion, MovingPort, Refused, RefusedKind};
+use crate::control::{Motion, MovingPort, Refused, RefusedKind, Way};
 use crate::port::lock;
 
 /// Silence of the other host for longer means that it is gone.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How soon it is looked whether more frames are to follow.
+const FORWARD: Duration = Duration::from_millis(1);
 /// Pause before it is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// For how long the other host is told how the migration has ended, if it does not answer.
@@ -135,6 +137,7 @@ impl Leaving {
         };
         let peer = Arc::new(peer);
         let (mut watching, mut sending) = (JoinSet::new(), JoinSet::new());
+        self.ports.iter().for_each(|port| port.follow(Way::Awaited));
         for (i, port) in self.ports.iter().enumerate() {
             let (this, mut ports) = (Arc::clone(self), PortLog::new(i));
             let each = move |motion: &Motion| {
@@ -170,6 +173,7 @@ impl Leaving {
         sleep(LOOK).await;
         watching.shutdown().await;
         while sending.join_next().await.is_some() {}
+        self.ports.iter().for_each(|port| port.follow(Way::Network));
     }
 
     fn act(self: &Arc<Self>, action: Option<Action>, peer: &Arc<Peer>, sending: &mut JoinSet<()>) {
@@ -188,9 +192,12 @@ impl Leaving {
             Some(Action::SendState(i)) => {
                 sending.spawn(Arc::clone(self).send_state(Arc::clone(peer), i));
             }
-            Some(Action::Redirect(i)) => self.ports[i].follow(true),
+            Some(Action::Redirect(i)) => {
+                self.ports[i].follow(Way::Daemons);
+                sending.spawn(Arc::clone(self).forward(Arc::clone(peer), i));
+            }
             // The hold ends by itself: when the rings run again here, or when it has lasted too long.
-            Some(Action::EndHold(i)) => self.ports[i].follow(false),
+            Some(Action::EndHold(i)) => self.ports[i].follow(Way::Network),
             Some(Action::TellCommit) => {
                 sending.spawn(Arc::clone(self).tell(Arc::clone(peer), None));
             }
@@ -210,6 +217,29 @@ impl Leaving {
                 self.names[i],
                 self.to.name()
             ),
+        }
+    }
+
+    /// Sends what is held for a port after it, and what still comes, for as long as the hold lasts.
+    async fn forward(self: Arc<Self>, peer: Arc<Peer>, i: usize) {
+        let port = &self.ports[i];
+        let (mut room, mut number) = (port.room(), 0);
+        while port.way() == Way::Daemons && holds(port) {
+            let Some(bytes) = port.take_held(&mut room) else {
+                sleep(FORWARD).await;
+                continue;
+            };
+            number += 1;
+            let sent = peer
+                .send_frames(&self.id, &self.names[i], number, bytes)
+                .await;
+            if let Err(e) = sent {
+                warn!(
+                    "port {}: frames do not follow by the daemons: {e}",
+                    self.names[i]
+                );
+                port.follow(Way::Network);
+            }
         }
     }
 

@@ -11,11 +11,14 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tandem_virtio_net::DropReason;
+use tandem_migration::frames;
+use tandem_uplink::Outlet;
+use tandem_virtio_net::spec::NetHdr;
+use tandem_virtio_net::{BURST, Batch, DropReason, Scratch, offload};
 use tokio::sync::watch;
 
 use super::{GuestPort, lock};
-use crate::control::Motion;
+use crate::control::{Motion, Way};
 
 /// The change that is on, or was last.
 #[derive(Debug)]
@@ -103,13 +106,52 @@ impl GuestPort {
         (self.unpopulated.load(Ordering::Acquire) | self.active.load(Ordering::Relaxed)) != 0
     }
 
-    /// Notes whether the VM is said to run on another host.
-    pub fn is_said_to_be_elsewhere(&self, elsewhere: bool) {
-        self.elsewhere.store(elsewhere, Ordering::Relaxed);
+    /// By what way held frames are to follow the VM.
+    pub fn set_way(&self, way: Way) {
+        self.way.store(way as u8, Ordering::Relaxed);
     }
 
-    /// Is it?
-    pub fn is_elsewhere(&self) -> bool {
-        self.elsewhere.load(Ordering::Relaxed)
+    /// See [`GuestPort::set_way`].
+    pub fn way(&self) -> Way {
+        let way = self.way.load(Ordering::Relaxed);
+        let known = [Way::Network, Way::Awaited, Way::Daemons].into_iter();
+        known
+            .into_iter()
+            .find(|one| *one as u8 == way)
+            .unwrap_or_default()
+    }
+
+    /// Takes a burst of the frames that are held; none: there are none.
+    pub fn take_held(&self, room: &mut Batch) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.redirect_held(room, |batch| {
+            for i in 0..batch.len() {
+                let header = batch.hdr(i).to_bytes();
+                frames::add(&mut bytes, &header, batch.frame_len(i), |room| {
+                    batch.linearize(i, room);
+                });
+            }
+            batch.len() as u64
+        });
+        (!bytes.is_empty()).then_some(bytes)
+    }
+
+    /// Delivers frames that another host has held for the VM. How many were no frames.
+    pub fn deliver_followers(&self, all: &[frames::Frame<'_>]) -> u64 {
+        let mut batch = Self::batch_for_held();
+        let (mut scratch, mut bad) = (Scratch::default(), 0);
+        for burst in all.chunks(BURST) {
+            for (header, frame) in burst {
+                let hdr = NetHdr::from_bytes(header);
+                let is_frame = offload::validate(&hdr, frame, frame.len()).is_ok();
+                let pushed = is_frame && batch.push_frame(hdr, frame).is_ok();
+                bad += u64::from(!pushed);
+            }
+            let (list, n): ([u8; BURST], _) = (std::array::from_fn(|i| i as u8), batch.len());
+            self.deliver(&mut batch, &list[..n], &mut scratch);
+            batch.clear();
+        }
+        scratch.call_all();
+        bad
     }
 }

@@ -13,7 +13,7 @@ mod state;
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use foldhash::SharedSeed;
@@ -104,8 +104,8 @@ pub struct GuestPort {
     expected: Mutex<Option<PortState>>,
     /// The driver that starts next is the one that a state was loaded or saved of.
     arrived: AtomicBool,
-    /// The VM is said to run on another host.
-    elsewhere: AtomicBool,
+    /// A [`Way`].
+    way: AtomicU8,
     /// The change of hosts that is on, or was last.
     pub(crate) change: change::Change,
     /// Its place on the switch.
@@ -157,7 +157,7 @@ impl GuestPort {
             brought: Mutex::default(),
             expected: Mutex::default(),
             arrived: AtomicBool::new(false),
-            elsewhere: AtomicBool::new(false),
+            way: AtomicU8::new(0),
             change: change::Change::default(),
             place: OnceLock::new(),
             tell: OnceLock::new(),
@@ -431,7 +431,6 @@ impl GuestPort {
         }
         self.change.begin();
         if ring.is_multiple_of(2) && up == bit && self.hold.begin() {
-            self.is_said_to_be_elsewhere(false);
             self.tell(Event::Held);
         }
     }

@@ -127,6 +127,28 @@ impl Peer {
         self.call(&ask, Some(id)).await.map(drop)
     }
 
+    /// Sends [frames](crate::frames) for a port, the message of this number, from 1.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    pub async fn send_frames(
+        &self,
+        id: &str,
+        port: &str,
+        number: u64,
+        bytes: Vec<u8>,
+    ) -> Result<(), PeerError> {
+        check_name(port)?;
+        let ask = Ask {
+            what: "frames of a port",
+            method: Method::PUT,
+            path: path(id, &format!("/ports/{port}/frames?number={number}"))?,
+            kind: "application/octet-stream",
+            body: bytes.into(),
+        };
+        self.call(&ask, Some(id)).await.map(drop)
+    }
+
     /// Waits for events after number `after` (0: all), at most [`EVENTS_WAIT`] and the limit.
     ///
     /// # Errors

@@ -194,6 +194,21 @@ pub trait Destination: Send + Sync + 'static {
     /// Why it is refused.
     fn state(&self, peer: &str, id: &str, port: &str, bytes: &[u8]) -> Result<(), Refusal>;
 
+    /// Delivers frames to a port whose rings run, [unchecked bytes](crate::frames) of at most
+    /// [`MAX_LEN`](crate::frames::MAX_LEN). `number` counts the messages of a port from 1: one that came before comes
+    /// again if its answer was lost.
+    ///
+    /// # Errors
+    /// Why they are refused.
+    fn frames(
+        &self,
+        peer: &str,
+        id: &str,
+        port: &str,
+        number: u64,
+        bytes: &[u8],
+    ) -> Result<(), Refusal>;
+
     /// Where this migration's events are.
     ///
     /// # Errors

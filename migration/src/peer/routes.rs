@@ -22,7 +22,7 @@ use super::{
     Destination, EVENTS_WAIT, Event, JSON_LEN, MAX_PORTS, Objection, Plan, TIME, VERSION,
     VERSION_HEADER, is_id,
 };
-use crate::state;
+use crate::{frames, state};
 
 /// The versions that are known.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +66,10 @@ pub(super) fn router(destination: Arc<dyn Destination>, stopped: watch::Receiver
         .route(
             "/migration/v1/migrations/{id}/ports/{port}/state",
             put(state),
+        )
+        .route(
+            "/migration/v1/migrations/{id}/ports/{port}/frames",
+            put(take_frames),
         )
         .route("/migration/v1/migrations/{id}/events", get(events))
         .route("/migration/v1/migrations/{id}/commit", post(commit))
@@ -201,21 +205,42 @@ async fn state(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+async fn take_frames(
+    State(shared): State<Shared>,
+    Extension(Caller(peer)): Extension<Caller>,
+    Named { id, port }: Named,
+    uri: Uri,
+    body: Body,
+) -> Answer {
+    let number = number_of(&uri, "number=", 1).ok_or_else(no_number)?;
+    let bytes = read(body, frames::MAX_LEN).await?;
+    shared
+        .call(move |to| to.frames(&peer, &id, &port, number, &bytes))
+        .await??;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The number that a query consists of.
+fn number_of(uri: &Uri, key: &str, otherwise: u64) -> Option<u64> {
+    match uri.query() {
+        None => Some(otherwise),
+        Some(query) => query.strip_prefix(key).and_then(|n| n.parse().ok()),
+    }
+}
+
+fn no_number() -> Problem {
+    let remedy = "send ?after= and the number of the event that was heard last, or ?number= and that of frames";
+    let reason = "the query is no number";
+    Problem::request(StatusCode::BAD_REQUEST, reason, remedy)
+}
+
 async fn events(
     State(shared): State<Shared>,
     Extension(Caller(peer)): Extension<Caller>,
     Named { id, .. }: Named,
     uri: Uri,
 ) -> Answer {
-    let after = match uri.query() {
-        None => Some(0),
-        Some(query) => query.strip_prefix("after=").and_then(|n| n.parse().ok()),
-    };
-    let Some(after) = after else {
-        let remedy = "send ?after= and the number of the event that was heard last";
-        let reason = "the query is no number of an event";
-        return Err(Problem::request(StatusCode::BAD_REQUEST, reason, remedy));
-    };
+    let after = number_of(&uri, "after=", 0).ok_or_else(no_number)?;
     let mut stopped = shared.stopped.clone();
     let log = shared.call(move |to| to.events(&peer, &id)).await??;
     let events = tokio::select! {

@@ -204,6 +204,18 @@ impl Destination for Host {
         Ok(())
     }
 
+    fn frames(
+        &self,
+        peer: &str,
+        id: &str,
+        port: &str,
+        number: u64,
+        bytes: &[u8],
+    ) -> Result<(), Refusal> {
+        let what = format!("frames {id} {port} {number} of {} bytes", bytes.len());
+        self.called(&what, peer, id, None)
+    }
+
     fn state(&self, peer: &str, id: &str, port: &str, bytes: &[u8]) -> Result<(), Refusal> {
         self.called(&format!("state {id} {port}"), peer, id, None)?;
         let mut inner = self.inner.lock().unwrap();

@@ -165,12 +165,16 @@ impl Pipeline<'_> {
         let Some((to, pin)) = self.owner(class.vid, dst) else {
             return (Verdict::FLOOD, None);
         };
-        if to.id == self.port.id {
-            let verdict = match self.left(class.vid, dst) {
-                Some(port) => Verdict::deliver(port.id.slot, port.vlan.egress(class)),
-                None => Verdict::drop(DropReason::Hairpin),
-            };
+        // What it is still held for goes after a station that has left by the wire, wherever it comes from: the
+        // network may not know yet.
+        if to.uplink
+            && let Some(port) = self.left(class.vid, dst)
+        {
+            let verdict = Verdict::deliver(port.id.slot, port.vlan.egress(class));
             return (verdict, None);
+        }
+        if to.id == self.port.id {
+            return (Verdict::drop(DropReason::Hairpin), None);
         }
         (
             Verdict::deliver(to.id.slot, to.vlan.egress(class)),

@@ -1,6 +1,5 @@
 //! What is known of the stations behind a port from elsewhere: the switch that they were on before.
 
-use super::mac_table::MacKey;
 use super::neighbour::Neighbour;
 use super::pipeline::Pipeline;
 use super::{PortId, Switch};
@@ -27,22 +26,6 @@ impl Switch {
         possible
             .filter(|(mac, vid)| matches!(pipeline.source(*vid, *mac), Ok(Some(_))))
             .count()
-    }
-
-    /// Learns addresses that are said to be on the wire, where nothing is known of them; of no effect
-    /// without an uplink.
-    pub fn expect_on_uplink(&self, addresses: &[(Mac, u16)], now: Now) {
-        let snapshot = self.snapshot.load();
-        let uplink = snapshot.ports().find(|port| port.uplink);
-        let unknown = addresses
-            .iter()
-            .filter(|(mac, vid)| self.table.find(MacKey::new(*vid, *mac)).is_none());
-        let unknown: Vec<_> = unknown.copied().collect();
-        if let Some(uplink) = uplink
-            && !unknown.is_empty()
-        {
-            self.learn(uplink.id, &unknown, now);
-        }
     }
 
     /// Replaces the neighbours behind a port, those heard last first. Their claims count as heard just

@@ -16,7 +16,7 @@ mod bucket;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::SharedSeed;
@@ -68,6 +68,8 @@ pub(crate) struct MacTable {
     limit: AtomicUsize,
     entries: AtomicUsize,
     moves: AtomicU64,
+    /// Some address is about to leave its port.
+    has_left: AtomicBool,
     control: Mutex<Control>,
 }
 
@@ -88,6 +90,7 @@ impl MacTable {
             limit,
             entries: AtomicUsize::new(0),
             moves: AtomicU64::new(0),
+            has_left: AtomicBool::new(false),
             control: Mutex::default(),
         }
     }
@@ -180,9 +183,12 @@ impl MacTable {
     }
 
     /// The slot of a port that an address has left, and which still takes frames for it.
-    #[cold]
+    #[inline]
     pub(crate) fn left(&self, key: MacKey) -> Option<u16> {
-        self.lock().left.get(&key).copied()
+        match self.has_left.load(Relaxed) {
+            true => self.lock().left.get(&key).copied(),
+            false => None,
+        }
     }
 
     /// These addresses are about to leave the port in slot `port`, or none of it any more.
@@ -190,6 +196,7 @@ impl MacTable {
         let left = &mut self.lock().left;
         left.retain(|_, slot| *slot != port);
         left.extend(keys.map(|key| (key, port)));
+        self.has_left.store(!left.is_empty(), Relaxed);
     }
 
     /// Whether an address has come to the port it is on from the port in slot `port`.
