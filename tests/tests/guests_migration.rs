@@ -175,8 +175,10 @@ fn a_guest_moves_and_its_streams_go_on() -> Result<()> {
         let qemu = qemus()?.remove(0);
         let mut scene = Scene::start(lab.path(), Wiring::Direct, &qemu, (1, "packed=off"))?;
         let neighbour = scene.rig.neighbour(0)?;
+        scene.rig.prepare(0)?;
         let (moved, left) = scene.vm.migrate()?;
         scene.goes_on()?;
+        scene.rig.commit(0)?;
         std::thread::sleep(CALM);
         let log = neighbour.stop()?;
         say(&format!(
