@@ -12,7 +12,7 @@
 use thiserror::Error;
 
 /// Most bytes of one message.
-pub const MAX_LEN: usize = 2 << 20;
+pub const MAX_LEN: usize = 1 << 20;
 /// Bytes of a virtio-net header.
 pub const HEADER_LEN: usize = 12;
 

@@ -30,6 +30,12 @@ const CALM: Duration = Duration::from_millis(1000);
 /// Bytes of the stream that show that it goes on.
 const SOME: u64 = 128 << 10;
 
+/// The newest QEMU there is. With 7.2, whose emulation of a CPU and whose log of memory do not go together well, a guest
+/// now and then finds a word of a stack that is not its own after it has moved; such a one moves at night.
+fn newest() -> Result<Qemu> {
+    qemus()?.pop().context("no QEMU")
+}
+
 /// A VM on host A, and all who talk to it.
 struct Scene {
     // Dropped in this order.
@@ -172,7 +178,7 @@ impl Outcome {
 fn a_guest_moves_and_its_streams_go_on() -> Result<()> {
     let name = "guests_migration::a_guest_moves_and_its_streams_go_on";
     scenario(name, &NEEDS, |lab| {
-        let qemu = qemus()?.remove(0);
+        let qemu = newest()?;
         let mut scene = Scene::start(lab.path(), Wiring::Direct, &qemu, (1, "packed=off"))?;
         let neighbour = scene.rig.neighbour(0)?;
         scene.rig.prepare(0)?;
@@ -199,7 +205,7 @@ fn a_guest_moves_and_its_streams_go_on() -> Result<()> {
 fn a_guest_is_moved_by_the_command_line() -> Result<()> {
     let name = "guests_migration::a_guest_is_moved_by_the_command_line";
     scenario(name, &NEEDS, |lab| {
-        let qemu = qemus()?.remove(0);
+        let qemu = newest()?;
         let mut scene = Scene::start(lab.path(), Wiring::Direct, &qemu, (1, "packed=off"))?;
         let to = scene.vm.destination(&[])?;
         let uri = scene.vm.uri(to.guest.name());
@@ -276,7 +282,7 @@ fn memory_is_the_same_on_both_hosts_and_is_not_without_a_dirty_log() -> Result<(
     let name = "guests_migration::memory_is_the_same_on_both_hosts_and_is_not_without_a_dirty_log";
     scenario(name, &NEEDS, |lab| {
         let (qemus, night) = (qemus()?, long());
-        let scene = compare(lab.path(), &qemus[0], (1, "packed=off"), 1)?;
+        let scene = compare(lab.path(), &newest()?, (1, "packed=off"), 1)?;
         compare_without_log(scene)?;
         for (i, qemu) in qemus.iter().enumerate().filter(|_| night) {
             let dir = lab.path().join(format!("{i}"));

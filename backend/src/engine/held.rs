@@ -44,11 +44,13 @@ pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: Port
     if let Err(e) = started {
         warn!("port {}: frames are not held: {e}", this.name());
         this.end_hold();
+        home.set_left(id, &[]);
     }
 }
 
 fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(Mac, u16)]) {
-    let mut end = Instant::now() + LIMIT;
+    let began = Instant::now();
+    let mut end = began + LIMIT;
     let (mut batch, mut scratch) = (GuestPort::batch_for_held(), Scratch::default());
     let mut since = None;
     let (mut moved, mut sent, source) = (false, 0, own_address());
@@ -73,6 +75,10 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
             Way::Awaited => late,
             Way::Network => heard,
         };
+        if moved && !heard && way != Way::Daemons {
+            // They do not carry it any more, and the network does not yet: it may as well come back.
+            (moved, end) = (false, began + LIMIT);
+        }
         if !moved && is_there {
             (moved, end) = (true, Instant::now() + FOLLOW);
             info!(

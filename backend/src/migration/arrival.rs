@@ -1,6 +1,7 @@
 //! VMs that come.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub(super) struct Coming {
     log: EventLog,
     /// The last message of frames, of each port.
     messages: Mutex<Vec<u64>>,
+    /// Nothing follows the VM any more.
+    closed: AtomicBool,
     /// Something has happened.
     news: Notify,
 }
@@ -79,23 +82,19 @@ impl Arrivals {
 
 impl Destination for Arrivals {
     fn prepare(&self, peer: &str, id: &str, plan: &Plan) -> Result<(), Vec<Objection>> {
-        // One after the other: two may want the same VM.
-        let mut all = lock(&self.by_vm);
-        if let Some(one) = all.get(&plan.vm).filter(|one| !one.is_over()) {
-            if (one.id.as_str(), one.peer.as_str()) == (id, peer) {
-                return Ok(());
-            }
-            if one.peer != peer {
-                let reason = format!("{} is coming from {} already", plan.vm, one.peer);
-                let remedy = format!("tandem migration abort {}, on the destination", plan.vm);
-                return Err(vec![Objection::new(reason, remedy)]);
-            }
-            // Its daemon was started again, and has forgotten what it began.
-            let _ = one.on(Event::Abort(format!("{peer} has prepared it anew")));
+        if self.find(peer, id).is_ok_and(|one| !one.is_over()) {
+            return Ok(());
         }
-        let objections = objections(&self.control, plan);
-        if !objections.is_empty() {
-            let first = &objections[0];
+        let mut objections = objections(&self.control, plan);
+        // From here on one after the other: two may want the same VM.
+        let mut all = lock(&self.by_vm);
+        let known = all.get(&plan.vm).filter(|one| !one.is_over());
+        if let Some(one) = known.filter(|one| one.peer != peer) {
+            let reason = format!("{} is coming from {} already", plan.vm, one.peer);
+            let remedy = format!("tandem migration abort {}, on the destination", plan.vm);
+            objections.push(Objection::new(reason, remedy));
+        }
+        if let Some(first) = objections.first() {
             let of = first.port.as_deref().unwrap_or("it");
             warn!(
                 "VM {} cannot come from {peer}: {of}: {} ({} objections)",
@@ -104,6 +103,10 @@ impl Destination for Arrivals {
                 objections.len()
             );
             return Err(objections);
+        }
+        if let Some(one) = known {
+            // Its daemon was started again, and has forgotten what it began.
+            let _ = one.on(Event::Abort(format!("{peer} has prepared it anew")));
         }
         let ports = ports_of(&self.control, &plan.vm)
             .map_err(|refused| vec![Objection::new(refused.reason, refused.remedy)])?;
@@ -137,6 +140,9 @@ impl Destination for Arrivals {
         let actions = one.hear(Event::State(i)).unwrap_or_default();
         if actions.contains(&Action::Load(i)) {
             one.ports[i].expect(bytes).map_err(objection)?;
+            if one.is_over() {
+                one.ports[i].forget();
+            }
         }
         Ok(())
     }
@@ -219,6 +225,7 @@ impl Coming {
             began: Instant::now(),
             machine: Mutex::new(machine),
             log: EventLog::default(),
+            closed: AtomicBool::new(false),
             news: Notify::new(),
         }
     }
@@ -231,7 +238,8 @@ impl Coming {
     fn takes_frames(&self) -> bool {
         use tandem_migration::handoff::Stage;
         let stage = lock(&self.machine).stage();
-        matches!(stage, Stage::Moving | Stage::There | Stage::Committed)
+        let goes_on = matches!(stage, Stage::Moving | Stage::There | Stage::Committed);
+        goes_on && !self.closed.load(Ordering::Acquire)
     }
 
     pub(super) fn status(&self) -> Migration {
@@ -283,9 +291,10 @@ impl Coming {
                     self.log
                         .push(port.map(String::as_str), *what, reason.clone());
                 }
-                Action::Forget => self.ports.iter().for_each(|port| port.forget()),
-                // The port announces a VM that has run elsewhere by itself; what stays here needs nothing.
-                Action::Load(_) | Action::Announce(_) | Action::Keep => {}
+                // Nor is a state of use any more that no ring has taken.
+                Action::Forget | Action::Keep => self.ports.iter().for_each(|port| port.forget()),
+                // The port announces a VM that has run elsewhere by itself.
+                Action::Load(_) | Action::Announce(_) => {}
             }
         }
         self.news.notify_one();
@@ -316,6 +325,7 @@ impl Coming {
         }
         say_end(control, &self.status());
         sleep(LINGER).await;
+        self.closed.store(true, Ordering::Release);
         watching.shutdown().await;
     }
 }

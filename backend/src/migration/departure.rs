@@ -1,5 +1,6 @@
 //! A VM that leaves.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use tandem_migration::handoff::{
     Departure, DepartureAction as Action, DepartureEvent as Event, HandoffError, Limits,
 };
 use tandem_migration::peer::{self, Peer, PeerError, What};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
@@ -22,12 +24,23 @@ use crate::port::lock;
 const SILENCE: Duration = Duration::from_secs(5);
 /// How soon it is looked whether more frames are to follow.
 const FORWARD: Duration = Duration::from_millis(1);
+/// For how long frames are sent again to a host that does not answer.
+const RESEND: Duration = Duration::from_millis(300);
 /// Pause before it is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// For how long the other host is told how the migration has ended, if it does not answer.
 const TELLING: Duration = Duration::from_secs(30);
 /// For how long it is looked what becomes of held frames, once the migration is over.
 const LINGER: Duration = Duration::from_secs(6);
+
+/// What is on its way to the other host.
+#[derive(Default)]
+struct Tasks {
+    /// Frames.
+    forwarding: JoinSet<()>,
+    /// States, and how it has ended.
+    telling: JoinSet<()>,
+}
 
 /// A migration on its source.
 pub(super) struct Leaving {
@@ -45,6 +58,12 @@ pub(super) struct Leaving {
     work: Mutex<Option<UnboundedReceiver<Action>>>,
     /// The last state of each port.
     states: Mutex<Vec<Vec<u8>>>,
+    /// The number of the last message of frames of each port; locked while they are sent.
+    messages: Vec<tokio::sync::Mutex<u64>>,
+    /// Another migration wants the ports.
+    hurry: Notify,
+    /// It may have them.
+    released: AtomicBool,
 }
 
 impl Leaving {
@@ -64,6 +83,9 @@ impl Leaving {
             to: to.clone(),
             before: ports.iter().map(motion).collect(),
             states: Mutex::new(vec![Vec::new(); ports.len()]),
+            messages: ports.iter().map(|_| tokio::sync::Mutex::new(0)).collect(),
+            hurry: Notify::new(),
+            released: AtomicBool::new(false),
             names: ports.iter().map(|port| port.config.name.clone()).collect(),
             ports: ports.into_iter().map(|port| port.port).collect(),
             began: Instant::now(),
@@ -97,6 +119,14 @@ impl Leaving {
             ports: costs
                 .map(|((name, before), now)| Cost::of(name, before, &now.unwrap_or(*before)))
                 .collect(),
+        }
+    }
+
+    /// Waits until one that is over leaves the ports alone.
+    pub(super) async fn release(&self) {
+        self.hurry.notify_one();
+        while !self.released.load(Ordering::Acquire) {
+            sleep(FORWARD).await;
         }
     }
 
@@ -136,7 +166,8 @@ impl Leaving {
             return;
         };
         let peer = Arc::new(peer);
-        let (mut watching, mut sending) = (JoinSet::new(), JoinSet::new());
+        let mut watching = JoinSet::new();
+        let mut tasks = Tasks::default();
         self.ports.iter().for_each(|port| port.follow(Way::Awaited));
         for (i, port) in self.ports.iter().enumerate() {
             let (this, mut ports) = (Arc::clone(self), PortLog::new(i));
@@ -153,7 +184,7 @@ impl Leaving {
         while !self.is_over() {
             let deadline = lock(&self.machine).deadline().unwrap_or(SILENCE);
             tokio::select! {
-                action = work.recv() => self.act(action, &peer, &mut sending),
+                action = work.recv() => self.act(action, &peer, &mut tasks),
                 () = sleep_until((self.began + deadline).into()) => {
                     let actions = lock(&self.machine).tick(self.began.elapsed());
                     self.have_done(actions);
@@ -162,21 +193,25 @@ impl Leaving {
         }
         // What there is to say at the end.
         while let Ok(action) = work.try_recv() {
-            self.act(Some(action), &peer, &mut sending);
+            self.act(Some(action), &peer, &mut tasks);
         }
         let flushed = async {
             while self.ports.iter().any(holds) {
                 sleep(LOOK).await
             }
         };
-        let _ = timeout(LINGER, flushed).await;
-        sleep(LOOK).await;
+        tokio::select! {
+            _ = timeout(LINGER, flushed) => sleep(LOOK).await,
+            () = self.hurry.notified() => {}
+        }
         watching.shutdown().await;
-        while sending.join_next().await.is_some() {}
+        tasks.forwarding.shutdown().await;
         self.ports.iter().for_each(|port| port.follow(Way::Network));
+        self.released.store(true, Ordering::Release);
+        while tasks.telling.join_next().await.is_some() {}
     }
 
-    fn act(self: &Arc<Self>, action: Option<Action>, peer: &Arc<Peer>, sending: &mut JoinSet<()>) {
+    fn act(self: &Arc<Self>, action: Option<Action>, peer: &Arc<Peer>, tasks: &mut Tasks) {
         match action {
             None | Some(Action::AskPrepare) => {}
             Some(Action::SaveState(i)) => match self.ports[i].save() {
@@ -190,19 +225,27 @@ impl Leaving {
                 ),
             },
             Some(Action::SendState(i)) => {
-                sending.spawn(Arc::clone(self).send_state(Arc::clone(peer), i));
+                tasks
+                    .telling
+                    .spawn(Arc::clone(self).send_state(Arc::clone(peer), i));
             }
             Some(Action::Redirect(i)) => {
                 self.ports[i].follow(Way::Daemons);
-                sending.spawn(Arc::clone(self).forward(Arc::clone(peer), i));
+                tasks
+                    .forwarding
+                    .spawn(Arc::clone(self).forward(Arc::clone(peer), i));
             }
             // The hold ends by itself: when the rings run again here, or when it has lasted too long.
             Some(Action::EndHold(i)) => self.ports[i].follow(Way::Network),
             Some(Action::TellCommit) => {
-                sending.spawn(Arc::clone(self).tell(Arc::clone(peer), None));
+                tasks
+                    .telling
+                    .spawn(Arc::clone(self).tell(Arc::clone(peer), None));
             }
             Some(Action::TellAbort(reason)) => {
-                sending.spawn(Arc::clone(self).tell(Arc::clone(peer), Some(reason)));
+                tasks
+                    .telling
+                    .spawn(Arc::clone(self).tell(Arc::clone(peer), Some(reason)));
             }
         }
     }
@@ -223,22 +266,38 @@ impl Leaving {
     /// Sends what is held for a port after it, and what still comes, for as long as the hold lasts.
     async fn forward(self: Arc<Self>, peer: Arc<Peer>, i: usize) {
         let port = &self.ports[i];
-        let (mut room, mut number) = (port.room(), 0);
+        let mut room = port.room();
+        let mut number = self.messages[i].lock().await;
         while port.way() == Way::Daemons && holds(port) {
             let Some(bytes) = port.take_held(&mut room) else {
                 sleep(FORWARD).await;
                 continue;
             };
-            number += 1;
-            let sent = peer
-                .send_frames(&self.id, &self.names[i], number, bytes)
-                .await;
-            if let Err(e) = sent {
+            *number += 1;
+            if let Err(e) = self.send_frames(&peer, i, *number, &bytes).await {
                 warn!(
                     "port {}: frames do not follow by the daemons: {e}",
                     self.names[i]
                 );
                 port.follow(Way::Network);
+            }
+        }
+    }
+
+    /// Sends a message of frames, a second time if need be: it has a number.
+    async fn send_frames(
+        &self,
+        peer: &Peer,
+        i: usize,
+        number: u64,
+        bytes: &[u8],
+    ) -> Result<(), PeerError> {
+        let end = Instant::now() + RESEND;
+        loop {
+            let sent = peer.send_frames(&self.id, &self.names[i], number, bytes.to_vec());
+            match sent.await {
+                Err(e) if may_pass(&e) && Instant::now() < end => sleep(20 * FORWARD).await,
+                result => return result,
             }
         }
     }

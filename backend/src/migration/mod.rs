@@ -107,7 +107,7 @@ impl Migrations {
         let _one = self.preparing.lock().await;
         let identity = self.identity.as_ref().ok_or_else(|| vec![no_keys()])?;
         let known = lock(&self.departures).get(vm).cloned();
-        if let Some(one) = known.filter(|one| !one.is_over()) {
+        if let Some(one) = known.as_ref().filter(|one| !one.is_over()) {
             if one.is_to(prepare) {
                 return Ok(one.status());
             }
@@ -124,6 +124,9 @@ impl Migrations {
         let id = plan::new_id();
         let prepared = peer.prepare(&id, &plan).await;
         prepared.map_err(|e| refusals(vm, e))?;
+        if let Some(last) = known {
+            let _ = tokio::time::timeout(plan::ANSWER, last.release()).await;
+        }
         let one = Arc::new(Leaving::new(vm, id, prepare, ports));
         lock(&self.departures).insert(vm.to_owned(), Arc::clone(&one));
         say(&self.control, EventKind::MigrationPrepared, &one.status());

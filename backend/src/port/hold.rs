@@ -58,12 +58,16 @@ impl Hold {
         }
     }
 
-    /// Hands the first frames to `each`, a burst of them, and goes on holding those that come.
+    /// Hands the first frames to `each`, a burst of them, and goes on holding those that come. One thread at a
+    /// time does.
     pub(super) fn take_some(&self, batch: &mut Batch, each: impl FnOnce(&mut Batch)) {
-        if let Some(held) = &*lock(&self.held)
-            && held.is_waiting()
-        {
+        let held = lock(&self.held);
+        if let Some(held) = held.as_ref().filter(|held| held.is_waiting()) {
             held.pull(batch);
+        }
+        // Where they go frames may be held as well.
+        drop(held);
+        if !batch.is_empty() {
             each(batch);
             batch.clear();
         }

@@ -47,7 +47,7 @@ pub use server::serve;
 /// The version of the protocol that this is.
 pub const VERSION: u16 = 1;
 /// Connections of hosts that are known, at once.
-pub const CONNECTIONS: usize = 16;
+pub const CONNECTIONS: usize = 128;
 /// Connections of which it is not known yet whose they are, at once.
 pub const HANDSHAKES: usize = 64;
 /// Those of them from one address; a host that is emptied begins several migrations at a time.
