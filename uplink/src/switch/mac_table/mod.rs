@@ -332,6 +332,8 @@ impl MacTable {
         }
         control.moves.retain(|_, m| !m.ports.contains(&port));
         control.left.retain(|_, slot| *slot != port);
+        let has_left = !control.left.is_empty();
+        self.has_left.store(has_left, Relaxed);
     }
 
     /// Forgets what was learned on a port.
