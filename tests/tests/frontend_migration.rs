@@ -194,6 +194,27 @@ fn a_vm_moves_and_keeps_what_was_counted() -> Result<()> {
     Ok(())
 }
 
+/// The hosts have no wire between them: nobody but the daemons can carry what was sent while the VM stood still.
+#[test]
+fn what_is_held_follows_the_vm_in_order() -> Result<()> {
+    let mut hosts = Hosts::new("web")?;
+    let (mut vm, mut n) = vm(&hosts, Order::Qemu10)?;
+    let bases = go_as_far_as(&mut hosts, &mut vm, "stopped")?.context("no bases")?;
+    for number in 0..150 {
+        n.send_plain(&numbered(NEIGHBOUR, VM, number));
+    }
+    n.flush();
+    vm.move_rings(&hosts.beta.socket("web"), &bases)?;
+    hosts.wait_both("there")?;
+    for number in 0..150 {
+        let got = number_of(&vm.recv().1);
+        ensure!(got == number, "{got} and not {number}");
+    }
+    let cost = hosts.alpha.get("migrations/web")?["ports"][0].clone();
+    ensure!(cost["followed"] == 150 && cost["expired"] == 0, "{cost:#}");
+    Ok(())
+}
+
 /// All that is in the way is said, and nothing has changed anywhere.
 #[test]
 fn a_host_refuses_what_it_cannot_take() -> Result<()> {

@@ -84,7 +84,7 @@ pub(super) async fn prepare(State(all): Shared, Name(vm): Name, body: Body) -> A
     )
 )]
 pub(super) async fn commit(State(all): Shared, Name(vm): Name) -> Answer {
-    Ok(json(StatusCode::OK, &all.commit(&vm).await?))
+    Ok(json(StatusCode::OK, &all.commit(&vm)?))
 }
 
 /// The VM stays where it was.
@@ -102,7 +102,7 @@ pub(super) async fn abort(State(all): Shared, Name(vm): Name, body: Body) -> Ans
     let abort: Abort = read(body).await?;
     let reason = abort.reason.as_deref().unwrap_or("somebody has said so");
     let reason: String = reason.chars().take(1000).collect();
-    Ok(json(StatusCode::OK, &all.abort(&vm, &reason).await?))
+    Ok(json(StatusCode::OK, &all.abort(&vm, &reason)?))
 }
 
 async fn read<T: for<'a> Deserialize<'a>>(body: Body) -> Result<T, Problem> {

@@ -17,7 +17,7 @@ use tokio::time::{sleep, sleep_until};
 
 use super::departure::refused;
 use super::plan::{PlannedHere, objections, ports_of};
-use super::status::{Cost, Migration, Role, timeline};
+use super::status::{Migration, Role, costs, timeline};
 use super::watch::{LOOK, LOOK_SOON, watch};
 use super::{say, say_end};
 use crate::control::{Control, Motion, MovingPort, Refused};
@@ -244,8 +244,6 @@ impl Coming {
 
     pub(super) fn status(&self) -> Migration {
         let machine = lock(&self.machine);
-        let now = self.ports.iter().map(|port| port.motion());
-        let costs = self.names.iter().zip(&self.before).zip(now);
         Migration {
             vm: self.vm.clone(),
             role: Role::Destination,
@@ -255,9 +253,7 @@ impl Coming {
             reason: machine.reason().map(str::to_owned),
             age_ms: self.began.elapsed().as_millis() as u64,
             timeline: timeline(machine.timeline(), &self.names),
-            ports: costs
-                .map(|((name, before), now)| Cost::of(name, before, &now.unwrap_or(*before)))
-                .collect(),
+            ports: costs(&self.names, &self.before, &self.ports),
         }
     }
 

@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::plan::PlannedHere;
-use super::status::{Cost, Migration, Prepare, Role, timeline};
+use super::say_end;
+use super::status::{Migration, Prepare, Role, costs, timeline};
 use super::watch::{LOOK, watch};
-use crate::control::{Motion, MovingPort, Refused, RefusedKind, Way};
+use crate::control::{Control, Motion, MovingPort, Refused, RefusedKind, Way};
 use crate::port::lock;
 
 /// Silence of the other host for longer means that it is gone.
@@ -105,8 +106,6 @@ impl Leaving {
 
     pub(super) fn status(&self) -> Migration {
         let machine = lock(&self.machine);
-        let now = self.ports.iter().map(|port| port.motion());
-        let costs = self.names.iter().zip(&self.before).zip(now);
         Migration {
             vm: self.vm.clone(),
             role: Role::Source,
@@ -116,9 +115,7 @@ impl Leaving {
             reason: machine.reason().map(str::to_owned),
             age_ms: self.began.elapsed().as_millis() as u64,
             timeline: timeline(machine.timeline(), &self.names),
-            ports: costs
-                .map(|((name, before), now)| Cost::of(name, before, &now.unwrap_or(*before)))
-                .collect(),
+            ports: costs(&self.names, &self.before, &self.ports),
         }
     }
 
@@ -149,19 +146,19 @@ impl Leaving {
         let _ = self.on(event);
     }
 
-    pub(super) async fn commit(&self) -> Result<Migration, Refused> {
+    pub(super) fn commit(&self) -> Result<Migration, Refused> {
         self.on(Event::Commit).map_err(|e| refused(&e))?;
         Ok(self.status())
     }
 
-    pub(super) async fn abort(&self, reason: &str) -> Result<Migration, Refused> {
+    pub(super) fn abort(&self, reason: &str) -> Result<Migration, Refused> {
         let event = Event::Abort(reason.to_owned());
         self.on(event).map_err(|e| refused(&e))?;
         Ok(self.status())
     }
 
     /// Follows it to its end.
-    pub(super) async fn drive(self: &Arc<Self>, peer: Peer) {
+    pub(super) async fn drive(self: &Arc<Self>, peer: Peer, control: &Control) {
         let Some(mut work) = lock(&self.work).take() else {
             return;
         };
@@ -191,7 +188,8 @@ impl Leaving {
                 }
             }
         }
-        // What there is to say at the end.
+        say_end(control, &self.status());
+        // What there is to tell at the end.
         while let Ok(action) = work.try_recv() {
             self.act(Some(action), &peer, &mut tasks);
         }

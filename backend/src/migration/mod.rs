@@ -131,10 +131,8 @@ impl Migrations {
         lock(&self.departures).insert(vm.to_owned(), Arc::clone(&one));
         say(&self.control, EventKind::MigrationPrepared, &one.status());
         let (driven, control) = (Arc::clone(&one), Arc::clone(&self.control));
-        self.runtime.spawn(async move {
-            driven.drive(peer).await;
-            say_end(&control, &driven.status());
-        });
+        self.runtime
+            .spawn(async move { driven.drive(peer, &control).await });
         Ok(one.status())
     }
 
@@ -142,9 +140,9 @@ impl Migrations {
     ///
     /// # Errors
     /// `NotFound`, or `Conflict` if it is too early, or it was aborted.
-    pub async fn commit(&self, vm: &str) -> Result<Migration, Refused> {
+    pub fn commit(&self, vm: &str) -> Result<Migration, Refused> {
         match self.one(vm)? {
-            One::Leaving(one) => one.commit().await,
+            One::Leaving(one) => one.commit(),
             One::Coming(one) => one.commit(),
         }
     }
@@ -153,9 +151,9 @@ impl Migrations {
     ///
     /// # Errors
     /// `NotFound`, or `Conflict` if it has.
-    pub async fn abort(&self, vm: &str, reason: &str) -> Result<Migration, Refused> {
+    pub fn abort(&self, vm: &str, reason: &str) -> Result<Migration, Refused> {
         match self.one(vm)? {
-            One::Leaving(one) => one.abort(reason).await,
+            One::Leaving(one) => one.abort(reason),
             One::Coming(one) => one.abort(reason),
         }
     }

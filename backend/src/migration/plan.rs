@@ -75,7 +75,7 @@ fn vlan(port: &PortConfig) -> String {
 
 /// All that keeps the VM of a plan from coming here.
 pub(super) fn objections(control: &Control, plan: &Plan) -> Vec<Objection> {
-    let mut all: Vec<Objection> = plan.requires.iter().map(|key| unknown(key)).collect();
+    let mut all = Vec::new();
     let switches = control.status().switches.switches;
     let here = control.configs_of(&plan.vm);
     for planned in &plan.ports {
@@ -94,11 +94,6 @@ pub(super) fn objections(control: &Control, plan: &Plan) -> Vec<Objection> {
         all.push(Objection::new(reason, remedy).of_port(&config.name));
     }
     all
-}
-
-fn unknown(key: &str) -> Objection {
-    let reason = format!("this release of Tandem does not know {key}, which the VM needs");
-    Objection::new(reason, "install the source's release")
 }
 
 fn missing(control: &Control, vm: &str, planned: &PlannedPort) -> Objection {

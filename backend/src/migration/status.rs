@@ -1,12 +1,13 @@
 //! Migrations as the API shows them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tandem_migration::handoff::{self, Entry, Moment as What};
 use utoipa::ToSchema;
 
-use crate::control::{Motion, Refused, RefusedKind};
+use crate::control::{Motion, MovingPort, Refused, RefusedKind};
 
 /// Where a VM goes.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -161,8 +162,22 @@ pub struct Cost {
     pub starved_ms: f64,
 }
 
+/// What it has cost each of these ports since things were as they were `before`.
+pub(super) fn costs(
+    names: &[String],
+    before: &[Motion],
+    ports: &[Arc<dyn MovingPort>],
+) -> Vec<Cost> {
+    let all = names.iter().zip(before).zip(ports);
+    all.map(|((name, before), port)| {
+        let now = port.motion().unwrap_or(*before);
+        Cost::of(name, before, &now)
+    })
+    .collect()
+}
+
 impl Cost {
-    pub(super) fn of(port: &str, before: &Motion, now: &Motion) -> Self {
+    fn of(port: &str, before: &Motion, now: &Motion) -> Self {
         Self {
             port: port.to_owned(),
             followed: now.followed.saturating_sub(before.followed),

@@ -143,9 +143,12 @@ impl GuestPort {
         for burst in all.chunks(BURST) {
             for (header, frame) in burst {
                 let hdr = NetHdr::from_bytes(header);
-                let is_frame = offload::validate(&hdr, frame, frame.len()).is_ok();
-                let pushed = is_frame && batch.push_frame(hdr, frame).is_ok();
-                bad += u64::from(!pushed);
+                let valid = offload::validate(&hdr, frame, frame.len())
+                    .map_err(|_| DropReason::BadVnetHeader);
+                if let Err(reason) = valid.and_then(|()| batch.push_frame(hdr, frame)) {
+                    self.to_vm.count_drop(reason, 1);
+                    bad += 1;
+                }
             }
             let (list, n): ([u8; BURST], _) = (std::array::from_fn(|i| i as u8), batch.len());
             self.deliver(&mut batch, &list[..n], &mut scratch);
