@@ -28,6 +28,9 @@ pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: Port
     let (Some(this), Some(home)) = (port.upgrade(), switch.upgrade()) else {
         return;
     };
+    let Some(turn) = this.hold_turn() else {
+        return;
+    };
     let stations = home.stations(id);
     home.let_move(id, Now::monotonic());
     // From the moment on in which they are heard elsewhere, what still comes here goes the same way.
@@ -40,15 +43,21 @@ pub(super) fn look_after(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: Port
         .take(10)
         .collect();
     let thread = std::thread::Builder::new().name(format!("{name} hold"));
-    let started = thread.spawn(move || wait(&port, &switch, id, &stations));
+    let started = thread.spawn(move || wait(&port, turn, &switch, id, &stations));
     if let Err(e) = started {
         warn!("port {}: frames are not held: {e}", this.name());
-        this.end_hold();
+        this.end_hold(turn);
         home.set_left(id, &[]);
     }
 }
 
-fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(Mac, u16)]) {
+fn wait(
+    port: &Weak<GuestPort>,
+    turn: u64,
+    switch: &Weak<Switch>,
+    id: PortId,
+    stations: &[(Mac, u16)],
+) {
     let began = Instant::now();
     let mut end = began + LIMIT;
     let (mut batch, mut scratch) = (GuestPort::batch_for_held(), Scratch::default());
@@ -59,10 +68,15 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
         let (Some(port), Some(switch)) = (port.upgrade(), switch.upgrade()) else {
             return;
         };
-        if !port.is_holding() {
+        match port.hold_turn() {
+            Some(now) if now == turn => {}
+            // It ran again, and has been stopped again: another thread looks after that.
+            Some(_) => return,
             // Its rings run again; it is nowhere else.
-            switch.set_left(id, &[]);
-            return switch.renew(id);
+            None => {
+                switch.set_left(id, &[]);
+                return switch.renew(id);
+            }
         }
         let way = port.way();
         let heard = switch.is_elsewhere(stations, id);
@@ -97,7 +111,7 @@ fn wait(port: &Weak<GuestPort>, switch: &Weak<Switch>, id: PortId, stations: &[(
         if Instant::now() < end {
             continue;
         }
-        port.end_hold();
+        port.end_hold(turn);
         switch.forget_learned(id);
         switch.set_left(id, &[]);
         match moved {

@@ -25,7 +25,13 @@ pub(super) const BATCH: usize = 512 * 1024;
 #[derive(Default)]
 pub(super) struct Hold {
     on: AtomicBool,
-    held: Mutex<Option<Backlog>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    frames: Option<Backlog>,
+    turn: u64,
 }
 
 impl Hold {
@@ -37,18 +43,25 @@ impl Hold {
     /// Holds frames from now on. False: it did already.
     pub(super) fn begin(&self) -> bool {
         let mut held = lock(&self.held);
-        let begins = held.is_none();
+        let begins = held.frames.is_none();
         if begins {
-            *held = Some(Backlog::in_order());
+            held.frames = Some(Backlog::in_order());
+            held.turn += 1;
             self.on.store(true, Ordering::Release);
         }
         begins
     }
 
+    /// Which hold it is that is on.
+    pub(super) fn turn(&self) -> Option<u64> {
+        let held = lock(&self.held);
+        held.frames.as_ref().map(|_| held.turn)
+    }
+
     /// Holds these frames. False: they need not be held any more.
     #[cold]
     pub(super) fn keep(&self, batch: &mut Batch, frames: &[u8], to_vm: &Counters) -> bool {
-        match &*lock(&self.held) {
+        match &lock(&self.held).frames {
             Some(held) => {
                 let (dropped, _) = held.push(batch, frames, 0);
                 to_vm.count_drop(DropReason::HoldFull, dropped);
@@ -62,7 +75,7 @@ impl Hold {
     /// time does.
     pub(super) fn take_some(&self, batch: &mut Batch, each: impl FnOnce(&mut Batch)) {
         let held = lock(&self.held);
-        if let Some(held) = held.as_ref().filter(|held| held.is_waiting()) {
+        if let Some(held) = held.frames.as_ref().filter(|held| held.is_waiting()) {
             held.pull(batch);
         }
         // Where they go frames may be held as well.
@@ -73,10 +86,14 @@ impl Hold {
         }
     }
 
-    /// The same, and holds none any more. Who has one meanwhile waits until this is done.
-    pub(super) fn end(&self, each: impl FnMut(&mut Batch)) {
+    /// The same with all, and holds none any more, unless it is not the hold `turn` that is on. Who has a
+    /// frame meanwhile waits until this is done.
+    pub(super) fn end(&self, turn: Option<u64>, each: impl FnMut(&mut Batch)) {
         let mut held = lock(&self.held);
-        if let Some(held) = held.take() {
+        if turn.is_some_and(|turn| turn != held.turn) {
+            return;
+        }
+        if let Some(held) = held.frames.take() {
             hand_over(&held, &mut Batch::with_own_bytes(BATCH), each);
         }
         self.on.store(false, Ordering::Release);

@@ -30,6 +30,7 @@ use tandem_virtio_net::{BURST, Batch, Counters, DropReason, Scratch};
 use crate::capture::Captures;
 use crate::sys::JournalFile;
 
+use hold::Hold;
 pub use pair::{Pair, RingState};
 
 /// The set of features offered at feature level 1. A level never changes once released: a VM that
@@ -112,7 +113,7 @@ pub struct GuestPort {
     place: OnceLock<(Weak<Switch>, PortId)>,
     tell: OnceLock<Box<dyn Fn(Event) + Send + Sync>>,
     captures: Captures,
-    hold: hold::Hold,
+    hold: Hold,
     /// Of frames that were held.
     pub to_vm: Counters,
 }
@@ -162,7 +163,7 @@ impl GuestPort {
             place: OnceLock::new(),
             tell: OnceLock::new(),
             captures,
-            hold: hold::Hold::default(),
+            hold: Hold::default(),
             to_vm: Counters::default(),
         }
     }
@@ -352,7 +353,13 @@ impl GuestPort {
         crate::spread::pick(hash, active)
     }
 
-    fn deliver_spread(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch, active: u32) {
+    fn deliver_spread(
+        &self,
+        batch: &mut Batch,
+        frames: &[u8],
+        scratch: &mut Scratch,
+        (active, hold): (u32, Option<&Hold>),
+    ) {
         let mut choice = [0u8; BURST];
         let mut wanted = 0u32;
         for (slot, i) in choice.iter_mut().zip(frames) {
@@ -371,12 +378,19 @@ impl GuestPort {
                     n += 1;
                 }
             }
-            self.fill(pair, batch, &list[..n], scratch);
+            self.fill(pair, batch, &list[..n], scratch, hold);
         }
     }
 
-    fn fill(&self, pair: u32, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
-        let segmented = self.pairs[pair as usize].fill(batch, frames, scratch);
+    fn fill(
+        &self,
+        pair: u32,
+        batch: &mut Batch,
+        frames: &[u8],
+        scratch: &mut Scratch,
+        hold: Option<&Hold>,
+    ) {
+        let segmented = self.pairs[pair as usize].fill(batch, frames, scratch, hold);
         if segmented.frames != 0 {
             self.segmented_frames
                 .fetch_add(segmented.frames, Ordering::Relaxed);
@@ -414,9 +428,14 @@ impl GuestPort {
         });
     }
 
-    /// Holds frames no more, and drops what is held.
-    pub fn end_hold(&self) {
-        self.hold.end(|batch| {
+    /// The number of the hold that is on, another one each time.
+    pub fn hold_turn(&self) -> Option<u64> {
+        self.hold.turn()
+    }
+
+    /// Ends the hold `turn`, if it is on, and drops what is held.
+    pub fn end_hold(&self, turn: u64) {
+        self.hold.end(Some(turn), |batch| {
             let dropped = batch.len() as u64;
             self.to_vm.count_drop(DropReason::HoldExpired, dropped);
         });
@@ -439,9 +458,9 @@ impl GuestPort {
     fn end_hold_if_back(&self) {
         if self.hold.is_on() && self.active.load(Ordering::Relaxed) != 0 {
             let mut scratch = Scratch::default();
-            self.hold.end(|batch| {
+            self.hold.end(None, |batch| {
                 let (all, n): ([u8; BURST], _) = (std::array::from_fn(|i| i as u8), batch.len());
-                self.deliver_now(batch, &all[..n], &mut scratch);
+                self.deliver_now(batch, &all[..n], &mut scratch, None);
             });
             scratch.call_all();
         }
@@ -453,7 +472,14 @@ impl GuestPort {
 }
 
 impl GuestPort {
-    fn deliver_now(&self, batch: &mut Batch, frames: &[u8], scratch: &mut Scratch) {
+    /// Delivers frames; what finds its ring stopped goes to `hold`.
+    fn deliver_now(
+        &self,
+        batch: &mut Batch,
+        frames: &[u8],
+        scratch: &mut Scratch,
+        hold: Option<&Hold>,
+    ) {
         let active = self.active.load(Ordering::Relaxed);
         if active & active.wrapping_sub(1) == 0 {
             // One pair, or none: the first one counts what it cannot take.
@@ -462,9 +488,9 @@ impl GuestPort {
             } else {
                 active.trailing_zeros()
             };
-            self.fill(pair, batch, frames, scratch);
+            self.fill(pair, batch, frames, scratch, hold);
         } else {
-            self.deliver_spread(batch, frames, scratch, active);
+            self.deliver_spread(batch, frames, scratch, (active, hold));
         }
     }
 }
@@ -474,7 +500,7 @@ impl Outlet for GuestPort {
         if self.hold.is_on() && self.hold.keep(batch, frames, &self.to_vm) {
             return;
         }
-        self.deliver_now(batch, frames, scratch);
+        self.deliver_now(batch, frames, scratch, Some(&self.hold));
     }
 
     fn ready(&self) -> bool {

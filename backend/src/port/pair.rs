@@ -8,6 +8,7 @@ use std::time::Duration;
 use tandem_uplink::{Forwarder, Now};
 use tandem_virtio_net::{Batch, Call, Counters, Direction, RxQueue, Scratch, Tracepoint, TxQueue};
 
+use super::hold::Hold;
 use super::lock;
 use crate::bell::Bell;
 use crate::worker::Wake;
@@ -137,17 +138,28 @@ impl Pair {
         *wake = new;
     }
 
+    /// Delivers frames. If the ring has been stopped since it was chosen, for a change of hosts that `hold`
+    /// knows of, they are held.
     pub(super) fn fill(
         &self,
         batch: &mut Batch,
         frames: &[u8],
         scratch: &mut Scratch,
+        hold: Option<&Hold>,
     ) -> Segmented {
         let trace = self.tracepoint.start(batch);
         let mut segmented = Segmented::default();
         let mut left = frames;
         while !left.is_empty() {
             let mut rx = lock(&self.rx);
+            if let Some(hold) = hold.filter(|hold| !rx.is_running() && hold.is_on()) {
+                drop(rx);
+                if hold.keep(batch, left, &self.to_vm) {
+                    break;
+                }
+                // It has just ended: the ring runs again, or counts what it cannot take.
+                continue;
+            }
             let filled = rx.fill(batch, left, scratch, &self.to_vm);
             drop(rx);
             filled.call.into_iter().for_each(|c| scratch.keep_call(c));
