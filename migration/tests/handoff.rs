@@ -247,9 +247,7 @@ mod destination {
             Do::Load(1),
             // What came later is what counts; what comes when the rings run already is too late.
             Do::Load(1),
-            Do::Announce(0),
             report(0, What::Running),
-            Do::Announce(1),
             report(1, What::Running),
             report(1, What::FirstFrame),
         ];

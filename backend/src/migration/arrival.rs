@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::warn;
 use tandem_migration::handoff::{
-    Arrival, ArrivalAction as Action, ArrivalEvent as Event, HandoffError, Limits,
+    Arrival, ArrivalAction as Action, ArrivalEvent as Event, HandoffError, Limits, Stage,
 };
 use tandem_migration::peer::{Destination, EventLog, Objection, Plan, Refusal};
 use tokio::runtime::Handle;
@@ -17,10 +17,10 @@ use tokio::time::{sleep, sleep_until};
 
 use super::departure::refused;
 use super::plan::{PlannedHere, objections, ports_of};
-use super::status::{Migration, Role, costs, timeline};
+use super::status::{Migration, Role, Subject};
 use super::watch::{LOOK, LOOK_SOON, watch};
 use super::{say, say_end};
-use crate::control::{Control, Motion, MovingPort, Refused};
+use crate::control::{Control, Motion, Refused};
 use crate::events::EventKind;
 use crate::port::lock;
 
@@ -38,13 +38,7 @@ pub(super) struct Arrivals {
 
 /// A migration on its destination.
 pub(super) struct Coming {
-    vm: String,
-    id: String,
-    peer: String,
-    names: Vec<String>,
-    ports: Vec<Arc<dyn MovingPort>>,
-    before: Vec<Motion>,
-    began: Instant,
+    subject: Subject,
     machine: Mutex<Arrival>,
     log: EventLog,
     /// The last message of frames, of each port.
@@ -75,7 +69,9 @@ impl Arrivals {
     /// The migration that host `peer` has prepared under this number.
     fn find(&self, peer: &str, id: &str) -> Result<Arc<Coming>, Refusal> {
         let all = lock(&self.by_vm);
-        let found = all.values().find(|one| one.id == id && one.peer == peer);
+        let found = all
+            .values()
+            .find(|one| one.subject.id == id && one.subject.peer == peer);
         found.cloned().ok_or(Refusal::Unknown)
     }
 }
@@ -89,8 +85,8 @@ impl Destination for Arrivals {
         // From here on one after the other: two may want the same VM.
         let mut all = lock(&self.by_vm);
         let known = all.get(&plan.vm).filter(|one| !one.is_over());
-        if let Some(one) = known.filter(|one| one.peer != peer) {
-            let reason = format!("{} is coming from {} already", plan.vm, one.peer);
+        if let Some(one) = known.filter(|one| one.subject.peer != peer) {
+            let reason = format!("{} is coming from {} already", plan.vm, one.subject.peer);
             let remedy = format!("tandem migration abort {}, on the destination", plan.vm);
             objections.push(Objection::new(reason, remedy));
         }
@@ -131,17 +127,17 @@ impl Destination for Arrivals {
                 Objection::new(refused.reason, refused.remedy).of_port(port),
             ])
         };
-        let Some(i) = one.names.iter().position(|name| name == port) else {
+        let Some(i) = one.subject.names.iter().position(|name| name == port) else {
             let reason = "it was not in the plan";
             let objection = Objection::new(reason, "report it").of_port(port);
             return Err(Refusal::Objections(vec![objection]));
         };
-        one.ports[i].check(bytes).map_err(objection)?;
+        one.subject.ports[i].check(bytes).map_err(objection)?;
         let actions = one.hear(Event::State(i)).unwrap_or_default();
         if actions.contains(&Action::Load(i)) {
-            one.ports[i].expect(bytes).map_err(objection)?;
+            one.subject.ports[i].expect(bytes).map_err(objection)?;
             if one.is_over() {
-                one.ports[i].forget();
+                one.subject.ports[i].forget();
             }
         }
         Ok(())
@@ -159,7 +155,7 @@ impl Destination for Arrivals {
         let refuse = |reason: &str, remedy: &str| {
             Refusal::Objections(vec![Objection::new(reason, remedy).of_port(port)])
         };
-        let i = one.names.iter().position(|name| name == port);
+        let i = one.subject.names.iter().position(|name| name == port);
         let Some(i) = i.filter(|_| one.takes_frames()) else {
             return Err(refuse("it is not one whose VM has come", "report it"));
         };
@@ -167,7 +163,7 @@ impl Destination for Arrivals {
         if number <= last[i] {
             return Ok(());
         }
-        let bad = one.ports[i]
+        let bad = one.subject.ports[i]
             .deliver(bytes)
             .map_err(|e| refuse(&e.reason, &e.remedy))?;
         last[i] = number;
@@ -213,16 +209,9 @@ impl Coming {
         };
         let mut machine = Arrival::new(ports.len(), limits);
         let _nothing = machine.on(Event::Accepted, Duration::ZERO);
-        let motion = |port: &PlannedHere| port.port.motion().unwrap_or_default();
         Self {
-            vm: plan.vm.clone(),
-            id: id.to_owned(),
-            peer: peer.to_owned(),
-            before: ports.iter().map(motion).collect(),
             messages: Mutex::new(vec![0; ports.len()]),
-            names: ports.iter().map(|port| port.config.name.clone()).collect(),
-            ports: ports.into_iter().map(|port| port.port).collect(),
-            began: Instant::now(),
+            subject: Subject::new(&plan.vm, id, peer, ports),
             machine: Mutex::new(machine),
             log: EventLog::default(),
             closed: AtomicBool::new(false),
@@ -236,7 +225,6 @@ impl Coming {
 
     /// Do frames follow the VM here?
     fn takes_frames(&self) -> bool {
-        use tandem_migration::handoff::Stage;
         let stage = lock(&self.machine).stage();
         let goes_on = matches!(stage, Stage::Moving | Stage::There | Stage::Committed);
         goes_on && !self.closed.load(Ordering::Acquire)
@@ -244,17 +232,8 @@ impl Coming {
 
     pub(super) fn status(&self) -> Migration {
         let machine = lock(&self.machine);
-        Migration {
-            vm: self.vm.clone(),
-            role: Role::Destination,
-            peer: self.peer.clone(),
-            id: self.id.clone(),
-            stage: machine.stage().into(),
-            reason: machine.reason().map(str::to_owned),
-            age_ms: self.began.elapsed().as_millis() as u64,
-            timeline: timeline(machine.timeline(), &self.names),
-            ports: costs(&self.names, &self.before, &self.ports),
-        }
+        let (stage, reason) = (machine.stage(), machine.reason());
+        (self.subject).status(Role::Destination, stage, reason, machine.timeline())
     }
 
     pub(super) fn commit(&self) -> Result<Migration, Refused> {
@@ -274,7 +253,7 @@ impl Coming {
 
     /// Takes note of something, and does what follows but for what is to be loaded.
     fn hear(&self, event: Event) -> Result<Vec<Action>, HandoffError> {
-        let actions = lock(&self.machine).on(event, self.began.elapsed())?;
+        let actions = lock(&self.machine).on(event, self.subject.began.elapsed())?;
         self.act(&actions);
         Ok(actions)
     }
@@ -283,14 +262,15 @@ impl Coming {
         for action in actions {
             match action {
                 Action::Report { port, what, reason } => {
-                    let port = port.and_then(|port| self.names.get(port));
+                    let port = port.and_then(|port| self.subject.names.get(port));
                     self.log
                         .push(port.map(String::as_str), *what, reason.clone());
                 }
                 // Nor is a state of use any more that no ring has taken.
-                Action::Forget | Action::Keep => self.ports.iter().for_each(|port| port.forget()),
-                // The port announces a VM that has run elsewhere by itself.
-                Action::Load(_) | Action::Announce(_) => {}
+                Action::Forget | Action::Keep => {
+                    self.subject.ports.iter().for_each(|port| port.forget())
+                }
+                Action::Load(_) => {}
             }
         }
         self.news.notify_one();
@@ -299,7 +279,7 @@ impl Coming {
     /// Follows it to its end.
     async fn drive(self: &Arc<Self>, control: &Control) {
         let mut watching = JoinSet::new();
-        for (i, port) in self.ports.iter().enumerate() {
+        for (i, port) in self.subject.ports.iter().enumerate() {
             let (this, mut log) = (Arc::clone(self), PortLog::default());
             let each = move |motion: &Motion| {
                 for event in log.look(i, motion) {
@@ -313,8 +293,8 @@ impl Coming {
             let deadline = lock(&self.machine).deadline().unwrap_or(LINGER);
             tokio::select! {
                 () = self.news.notified() => {}
-                () = sleep_until((self.began + deadline).into()) => {
-                    let actions = lock(&self.machine).tick(self.began.elapsed());
+                () = sleep_until((self.subject.began + deadline).into()) => {
+                    let actions = lock(&self.machine).tick(self.subject.began.elapsed());
                     self.act(&actions);
                 }
             }

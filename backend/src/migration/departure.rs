@@ -1,6 +1,5 @@
 //! A VM that leaves.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use super::plan::PlannedHere;
 use super::say_end;
-use super::status::{Migration, Prepare, Role, costs, timeline};
+use super::status::{Migration, Prepare, Role, Subject};
 use super::watch::{LOOK, watch};
 use crate::control::{Control, Motion, MovingPort, Refused, RefusedKind, Way};
 use crate::port::lock;
@@ -45,14 +44,8 @@ struct Tasks {
 
 /// A migration on its source.
 pub(super) struct Leaving {
-    vm: String,
-    id: String,
+    subject: Subject,
     to: Prepare,
-    names: Vec<String>,
-    ports: Vec<Arc<dyn MovingPort>>,
-    /// How things were with the ports.
-    before: Vec<Motion>,
-    began: Instant,
     machine: Mutex<Departure>,
     todo: UnboundedSender<Action>,
     /// For the one who drives it.
@@ -64,7 +57,7 @@ pub(super) struct Leaving {
     /// Another migration wants the ports.
     hurry: Notify,
     /// It may have them.
-    released: AtomicBool,
+    released: tokio::sync::watch::Sender<bool>,
 }
 
 impl Leaving {
@@ -77,19 +70,13 @@ impl Leaving {
         let (mut machine, _) = Departure::new(ports.len(), limits);
         let _asked = machine.on(Event::Accepted, Duration::ZERO);
         let (todo, work) = unbounded_channel();
-        let motion = |port: &PlannedHere| port.port.motion().unwrap_or_default();
         Self {
-            vm: vm.to_owned(),
-            id,
             to: to.clone(),
-            before: ports.iter().map(motion).collect(),
             states: Mutex::new(vec![Vec::new(); ports.len()]),
             messages: ports.iter().map(|_| tokio::sync::Mutex::new(0)).collect(),
             hurry: Notify::new(),
-            released: AtomicBool::new(false),
-            names: ports.iter().map(|port| port.config.name.clone()).collect(),
-            ports: ports.into_iter().map(|port| port.port).collect(),
-            began: Instant::now(),
+            released: tokio::sync::watch::Sender::new(false),
+            subject: Subject::new(vm, &id, to.name(), ports),
             machine: Mutex::new(machine),
             todo,
             work: Mutex::new(Some(work)),
@@ -106,30 +93,20 @@ impl Leaving {
 
     pub(super) fn status(&self) -> Migration {
         let machine = lock(&self.machine);
-        Migration {
-            vm: self.vm.clone(),
-            role: Role::Source,
-            peer: self.to.name().to_owned(),
-            id: self.id.clone(),
-            stage: machine.stage().into(),
-            reason: machine.reason().map(str::to_owned),
-            age_ms: self.began.elapsed().as_millis() as u64,
-            timeline: timeline(machine.timeline(), &self.names),
-            ports: costs(&self.names, &self.before, &self.ports),
-        }
+        let (stage, reason) = (machine.stage(), machine.reason());
+        (self.subject).status(Role::Source, stage, reason, machine.timeline())
     }
 
     /// Waits until one that is over leaves the ports alone.
     pub(super) async fn release(&self) {
         self.hurry.notify_one();
-        while !self.released.load(Ordering::Acquire) {
-            sleep(FORWARD).await;
-        }
+        // The sender is ours: it is not gone before.
+        let _ = self.released.subscribe().wait_for(|done| *done).await;
     }
 
     /// Takes note of something, and has done what follows.
     fn on(&self, event: Event) -> Result<(), HandoffError> {
-        let actions = lock(&self.machine).on(event, self.began.elapsed())?;
+        let actions = lock(&self.machine).on(event, self.subject.began.elapsed())?;
         self.have_done(actions);
         Ok(())
     }
@@ -165,8 +142,11 @@ impl Leaving {
         let peer = Arc::new(peer);
         let mut watching = JoinSet::new();
         let mut tasks = Tasks::default();
-        self.ports.iter().for_each(|port| port.follow(Way::Awaited));
-        for (i, port) in self.ports.iter().enumerate() {
+        self.subject
+            .ports
+            .iter()
+            .for_each(|port| port.follow(Way::Awaited));
+        for (i, port) in self.subject.ports.iter().enumerate() {
             let (this, mut ports) = (Arc::clone(self), PortLog::new(i));
             let each = move |motion: &Motion| {
                 ports
@@ -182,8 +162,8 @@ impl Leaving {
             let deadline = lock(&self.machine).deadline().unwrap_or(SILENCE);
             tokio::select! {
                 action = work.recv() => self.act(action, &peer, &mut tasks),
-                () = sleep_until((self.began + deadline).into()) => {
-                    let actions = lock(&self.machine).tick(self.began.elapsed());
+                () = sleep_until((self.subject.began + deadline).into()) => {
+                    let actions = lock(&self.machine).tick(self.subject.began.elapsed());
                     self.have_done(actions);
                 }
             }
@@ -194,7 +174,7 @@ impl Leaving {
             self.act(Some(action), &peer, &mut tasks);
         }
         let flushed = async {
-            while self.ports.iter().any(holds) {
+            while self.subject.ports.iter().any(holds) {
                 sleep(LOOK).await
             }
         };
@@ -204,22 +184,25 @@ impl Leaving {
         }
         watching.shutdown().await;
         tasks.forwarding.shutdown().await;
-        self.ports.iter().for_each(|port| port.follow(Way::Network));
-        self.released.store(true, Ordering::Release);
+        self.subject
+            .ports
+            .iter()
+            .for_each(|port| port.follow(Way::Network));
+        self.released.send_replace(true);
         while tasks.telling.join_next().await.is_some() {}
     }
 
     fn act(self: &Arc<Self>, action: Option<Action>, peer: &Arc<Peer>, tasks: &mut Tasks) {
         match action {
             None | Some(Action::AskPrepare) => {}
-            Some(Action::SaveState(i)) => match self.ports[i].save() {
+            Some(Action::SaveState(i)) => match self.subject.ports[i].save() {
                 Ok(bytes) => {
                     lock(&self.states)[i] = bytes;
                     self.happens(Event::Saved(i));
                 }
                 Err(e) => warn!(
                     "port {}: its state cannot be sent ahead: {e}",
-                    self.names[i]
+                    self.subject.names[i]
                 ),
             },
             Some(Action::SendState(i)) => {
@@ -228,13 +211,13 @@ impl Leaving {
                     .spawn(Arc::clone(self).send_state(Arc::clone(peer), i));
             }
             Some(Action::Redirect(i)) => {
-                self.ports[i].follow(Way::Daemons);
+                self.subject.ports[i].follow(Way::Daemons);
                 tasks
                     .forwarding
                     .spawn(Arc::clone(self).forward(Arc::clone(peer), i));
             }
             // The hold ends by itself: when the rings run again here, or when it has lasted too long.
-            Some(Action::EndHold(i)) => self.ports[i].follow(Way::Network),
+            Some(Action::EndHold(i)) => self.subject.ports[i].follow(Way::Network),
             Some(Action::TellCommit) => {
                 tasks
                     .telling
@@ -250,20 +233,22 @@ impl Leaving {
 
     async fn send_state(self: Arc<Self>, peer: Arc<Peer>, i: usize) {
         let bytes = lock(&self.states)[i].clone();
-        match peer.send_state(&self.id, &self.names[i], bytes).await {
+        match peer
+            .send_state(&self.subject.id, &self.subject.names[i], bytes)
+            .await
+        {
             Ok(()) => self.happens(Event::Sent(i)),
             Err(e) => warn!(
                 "port {}: its state did not reach {} by the daemons: {e}; unless the VMM carries it, the port begins \
                  to count anew there",
-                self.names[i],
-                self.to.name()
+                self.subject.names[i], self.subject.peer
             ),
         }
     }
 
     /// Sends what is held for a port after it, and what still comes, for as long as the hold lasts.
     async fn forward(self: Arc<Self>, peer: Arc<Peer>, i: usize) {
-        let port = &self.ports[i];
+        let port = &self.subject.ports[i];
         let mut room = port.room();
         let mut number = self.messages[i].lock().await;
         while port.way() == Way::Daemons && holds(port) {
@@ -275,7 +260,7 @@ impl Leaving {
             if let Err(e) = self.send_frames(&peer, i, *number, &bytes).await {
                 warn!(
                     "port {}: frames do not follow by the daemons: {e}",
-                    self.names[i]
+                    self.subject.names[i]
                 );
                 port.follow(Way::Network);
             }
@@ -292,7 +277,12 @@ impl Leaving {
     ) -> Result<(), PeerError> {
         let end = Instant::now() + RESEND;
         loop {
-            let sent = peer.send_frames(&self.id, &self.names[i], number, bytes.to_vec());
+            let sent = peer.send_frames(
+                &self.subject.id,
+                &self.subject.names[i],
+                number,
+                bytes.to_vec(),
+            );
             match sent.await {
                 Err(e) if may_pass(&e) && Instant::now() < end => sleep(20 * FORWARD).await,
                 result => return result,
@@ -305,21 +295,25 @@ impl Leaving {
         let telling = async {
             loop {
                 let told = match &aborted {
-                    Some(reason) => peer.abort(&self.id, reason).await,
-                    None => peer.commit(&self.id).await,
+                    Some(reason) => peer.abort(&self.subject.id, reason).await,
+                    None => peer.commit(&self.subject.id).await,
                 };
                 match told {
                     Err(e) if may_pass(&e) => sleep(PAUSE).await,
                     Err(PeerError::UnknownMigration(_)) | Ok(()) => return,
-                    Err(e) => return warn!("migration of {}: {}: {e}", self.vm, self.to.name()),
+                    Err(e) => {
+                        return warn!(
+                            "migration of {}: {}: {e}",
+                            self.subject.vm, self.subject.peer
+                        );
+                    }
                 }
             }
         };
         if timeout(TELLING, telling).await.is_err() {
             warn!(
                 "migration of {}: {} was not told how it ended",
-                self.vm,
-                self.to.name()
+                self.subject.vm, self.subject.peer
             );
         }
     }
@@ -328,7 +322,7 @@ impl Leaving {
     async fn listen(self: Arc<Self>, peer: Arc<Peer>) {
         let (mut after, mut heard) = (0, Instant::now());
         loop {
-            match peer.events(&self.id, after).await {
+            match peer.events(&self.subject.id, after).await {
                 Ok(events) => {
                     heard = Instant::now();
                     for event in events {
@@ -354,7 +348,7 @@ impl Leaving {
             .unwrap_or_else(|| "no reason is given".to_owned());
         let port = event
             .port
-            .and_then(|port| self.names.iter().position(|name| *name == port));
+            .and_then(|port| self.subject.names.iter().position(|name| *name == port));
         match (event.what, port) {
             (What::Aborted, _) => self.happens(Event::AbortedThere(reason)),
             (What::Running, Some(i)) => self.happens(Event::Running(i)),

@@ -181,7 +181,7 @@ impl One {
 
     fn order(&self) -> (bool, u64) {
         let status = self.status();
-        (status.stage.is_over(), status.age_ms)
+        (status.stage.is_final(), status.age_ms)
     }
 }
 

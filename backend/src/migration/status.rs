@@ -1,12 +1,14 @@
 //! Migrations as the API shows them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tandem_migration::handoff::{self, Entry, Moment as What};
+pub use tandem_migration::handoff::Stage;
+use tandem_migration::handoff::{Entry, Moment as What};
 use utoipa::ToSchema;
 
+use super::plan::PlannedHere;
 use crate::control::{Motion, MovingPort, Refused, RefusedKind};
 
 /// Where a VM goes.
@@ -80,53 +82,14 @@ pub enum Role {
     Destination,
 }
 
-/// How far it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// The destination looks whether the VM can come.
-    #[default]
-    Preparing,
-    /// It can.
-    Prepared,
-    /// It is on its way.
-    Moving,
-    /// It runs on the destination.
-    There,
-    /// It stays there; nothing follows.
-    Committed,
-    /// It stays where it was; nothing follows.
-    Aborted,
-}
-
-impl Stage {
-    /// Does nothing follow?
-    pub fn is_over(self) -> bool {
-        matches!(self, Self::Committed | Self::Aborted)
-    }
-
-    fn words(self) -> &'static str {
-        match self {
-            Self::Preparing => "is being prepared",
-            Self::Prepared => "may move",
-            Self::Moving => "is on its way",
-            Self::There => "has arrived",
-            Self::Committed => "has moved",
-            Self::Aborted => "stays",
-        }
-    }
-}
-
-impl From<handoff::Stage> for Stage {
-    fn from(stage: handoff::Stage) -> Self {
-        match stage {
-            handoff::Stage::Preparing => Self::Preparing,
-            handoff::Stage::Prepared => Self::Prepared,
-            handoff::Stage::Moving => Self::Moving,
-            handoff::Stage::There => Self::There,
-            handoff::Stage::Committed => Self::Committed,
-            handoff::Stage::Aborted => Self::Aborted,
-        }
+fn words(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Preparing => "is being prepared",
+        Stage::Prepared => "may move",
+        Stage::Moving => "is on its way",
+        Stage::There => "has arrived",
+        Stage::Committed => "has moved",
+        Stage::Aborted => "stays",
     }
 }
 
@@ -160,20 +123,6 @@ pub struct Cost {
     pub waited_ms: f64,
     /// Of these, milliseconds for which its thread was ready to run and waited for a CPU.
     pub starved_ms: f64,
-}
-
-/// What it has cost each of these ports since things were as they were `before`.
-pub(super) fn costs(
-    names: &[String],
-    before: &[Motion],
-    ports: &[Arc<dyn MovingPort>],
-) -> Vec<Cost> {
-    let all = names.iter().zip(before).zip(ports);
-    all.map(|((name, before), port)| {
-        let now = port.motion().unwrap_or(*before);
-        Cost::of(name, before, &now)
-    })
-    .collect()
 }
 
 impl Cost {
@@ -221,7 +170,7 @@ impl Migration {
         };
         let because = self.reason.iter().map(|reason| format!(": {reason}"));
         let because: String = because.collect();
-        let words = self.stage.words();
+        let words = words(self.stage);
         format!(
             "migration of {} {way} {}: it {words}{because}",
             self.vm, self.peer
@@ -236,13 +185,71 @@ pub struct Migrations {
     pub migrations: Vec<Migration>,
 }
 
-pub(super) fn timeline(entries: &[Entry], ports: &[String]) -> Vec<Moment> {
-    let moment = |entry: &Entry| Moment {
-        at_ms: ms(entry.at),
-        what: name(entry.what),
-        port: entry.port.and_then(|port| ports.get(port)).cloned(),
-    };
-    entries.iter().map(moment).collect()
+/// What a host knows of a migration from its beginning.
+pub(super) struct Subject {
+    pub(super) vm: String,
+    pub(super) id: String,
+    /// The other host.
+    pub(super) peer: String,
+    /// The VM's ports, as the plan has them.
+    pub(super) names: Vec<String>,
+    pub(super) ports: Vec<Arc<dyn MovingPort>>,
+    /// How things were with each.
+    before: Vec<Motion>,
+    pub(super) began: Instant,
+}
+
+impl Subject {
+    pub(super) fn new(vm: &str, id: &str, peer: &str, ports: Vec<PlannedHere>) -> Self {
+        let motion = |port: &PlannedHere| port.port.motion().unwrap_or_default();
+        Self {
+            vm: vm.to_owned(),
+            id: id.to_owned(),
+            peer: peer.to_owned(),
+            before: ports.iter().map(motion).collect(),
+            names: ports.iter().map(|port| port.config.name.clone()).collect(),
+            ports: ports.into_iter().map(|port| port.port).collect(),
+            began: Instant::now(),
+        }
+    }
+
+    /// How it stands.
+    pub(super) fn status(
+        &self,
+        role: Role,
+        stage: Stage,
+        reason: Option<&str>,
+        timeline: &[Entry],
+    ) -> Migration {
+        Migration {
+            vm: self.vm.clone(),
+            role,
+            peer: self.peer.clone(),
+            id: self.id.clone(),
+            stage,
+            reason: reason.map(str::to_owned),
+            age_ms: self.began.elapsed().as_millis() as u64,
+            timeline: timeline.iter().map(|entry| self.moment(entry)).collect(),
+            ports: self.costs(),
+        }
+    }
+
+    fn moment(&self, entry: &Entry) -> Moment {
+        Moment {
+            at_ms: ms(entry.at),
+            what: name(entry.what),
+            port: entry.port.and_then(|port| self.names.get(port)).cloned(),
+        }
+    }
+
+    fn costs(&self) -> Vec<Cost> {
+        let all = self.names.iter().zip(&self.before).zip(&self.ports);
+        all.map(|((name, before), port)| {
+            let now = port.motion().unwrap_or(*before);
+            Cost::of(name, before, &now)
+        })
+        .collect()
+    }
 }
 
 fn name(what: What) -> String {

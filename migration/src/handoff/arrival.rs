@@ -31,8 +31,6 @@ pub enum ArrivalEvent {
 pub enum ArrivalAction {
     /// Have a port's state ready for when its rings run.
     Load(usize),
-    /// Say where the VM is now.
-    Announce(usize),
     /// Tell the source.
     Report {
         /// Of which port; none: all.
@@ -175,10 +173,7 @@ impl Arrival {
             self.course.enter(Stage::There);
             self.arrived = true;
         }
-        vec![
-            Action::Announce(port),
-            report(Some(port), What::Running, None),
-        ]
+        vec![report(Some(port), What::Running, None)]
     }
 
     fn stopped(&mut self, port: usize) -> Vec<Action> {

@@ -24,17 +24,19 @@ mod departure;
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 
 pub use arrival::{Arrival, ArrivalAction, ArrivalEvent};
 pub use departure::{Departure, DepartureAction, DepartureEvent};
 
 /// How far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The destination looks whether the VM can come.
+    #[default]
     Preparing,
     /// It can.
     Prepared,
@@ -42,9 +44,9 @@ pub enum Stage {
     Moving,
     /// It runs on the destination.
     There,
-    /// It stays there. Final.
+    /// It stays there; nothing follows.
     Committed,
-    /// It stays where it was. Final.
+    /// It stays where it was; nothing follows.
     Aborted,
 }
 

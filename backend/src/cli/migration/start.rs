@@ -107,7 +107,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
         prepare(matches)?;
     }
     let begin = status(matches)?;
-    if begin.stage.is_over() {
+    if begin.stage.is_final() {
         let words = format!(
             "the move of {vm} is not prepared; use --to, or tandem migration prepare first"
         );
