@@ -194,7 +194,10 @@ fn a_vm_moves() {
     assert_eq!(heard[0].0, "qmp_capabilities");
     assert_eq!(
         heard[2].1,
-        json!({ "capabilities": [{ "capability": "events", "state": true }] })
+        json!({ "capabilities": [
+            { "capability": "events", "state": true },
+            { "capability": "return-path", "state": true },
+        ] })
     );
     assert_eq!(
         heard[3].1,

@@ -16,6 +16,10 @@ const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// From one look for these figures to the next.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Kinds of URI by which the destination can answer. The source waits then for it to have taken the VM over, and goes
+/// on with the VM if it has not; without an answer it takes what it has sent for done.
+const TWO_WAYS: [&str; 3] = ["tcp:", "unix:", "vsock:"];
+
 /// QEMU with the VM that moves.
 #[derive(Debug)]
 pub struct Qmp {
@@ -44,7 +48,7 @@ impl Qmp {
         })
     }
 
-    fn check_capabilities(&mut self) -> Result<(), VmmError> {
+    fn set_capabilities(&mut self, uri: &str) -> Result<(), VmmError> {
         let list = self
             .monitor
             .execute("query-migrate-capabilities", json!({}))?;
@@ -58,9 +62,13 @@ impl Qmp {
                 _ => {}
             }
         }
-        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        let mut wanted = vec![json!({ "capability": "events", "state": true })];
+        if TWO_WAYS.iter().any(|kind| uri.starts_with(kind)) {
+            wanted.push(json!({ "capability": "return-path", "state": true }));
+        }
+        let wanted = json!({ "capabilities": wanted });
         self.monitor
-            .execute("migrate-set-capabilities", events)
+            .execute("migrate-set-capabilities", wanted)
             .map(drop)
     }
 
@@ -191,7 +199,7 @@ impl Qmp {
 
 impl Vmm for Qmp {
     fn migrate(&mut self, uri: &str, wishes: &Wishes) -> Result<(), VmmError> {
-        self.check_capabilities()?;
+        self.set_capabilities(uri)?;
         self.set_parameters(wishes)?;
         // Those of a migration before are not of this one.
         self.monitor.forget();
