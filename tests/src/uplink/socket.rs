@@ -2,6 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -133,7 +134,21 @@ impl Socket {
     }
 }
 
+/// Has the kernel note the time of each frame for as long as this process lives. It begins to a moment after
+/// the first socket wants to know; until then a frame has the time at which it is read.
+fn keep_time() -> Result<()> {
+    static WANTS: OnceLock<OwnedFd> = OnceLock::new();
+    if WANTS.get().is_none() {
+        let (none, flags) = (None, SockFlag::SOCK_CLOEXEC);
+        let fd = socket(AddressFamily::Inet, SockType::Datagram, flags, none)?;
+        setsockopt(&fd, sockopt::ReceiveTimestampns, &true)?;
+        let _another_was_first = WANTS.set(fd);
+    }
+    Ok(())
+}
+
 fn open(device: &str) -> Result<OwnedFd> {
+    keep_time()?;
     let address = getifaddrs()?
         .filter(|interface| interface.interface_name == device)
         .find_map(|interface| interface.address?.as_link_addr().copied());
