@@ -2,17 +2,15 @@
 //! stream throughout.
 
 use std::path::Path;
-use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
-use tandem_tests::lab::payload::OpenStream;
-use tandem_tests::lab::{Need, PATIENCE, Qemu, long, qemus, say, scenario, skip};
-use tandem_tests::migration::prober::{Log, Prober};
+use tandem_tests::lab::{Need, Qemu, long, qemus, say, scenario, skip};
+use tandem_tests::migration::prober::Log;
 use tandem_tests::migration::rig::PORT;
+use tandem_tests::migration::scene::{LIMIT, Outcome, Scene, check_log, check_moved};
 use tandem_tests::migration::vm::{SLOW, STEADY, differing_pages};
-use tandem_tests::migration::watch::{Sighting, Watch};
 use tandem_tests::migration::{Moved, Rig, Vm, Wiring, report};
 
 const NEEDS: [Need; 4] = [
@@ -21,156 +19,15 @@ const NEEDS: [Need; 4] = [
     Need::Program("ovs-vswitchd", "openvswitch-switch"),
     Need::Program("ethtool", "ethtool"),
 ];
-/// Without an answer for longer, the VM has lost its network.
-const LIMIT: Duration = Duration::from_secs(2);
 /// A switch lets an address move once in this time: a VM that is back sooner is not heard.
 const MOVE_HOLD: Duration = Duration::from_secs(2);
 /// Before what is looked at.
 const CALM: Duration = Duration::from_millis(1000);
-/// Bytes of the stream that show that it goes on.
-const SOME: u64 = 128 << 10;
 
 /// The newest QEMU there is. Emulated by 7.2, a guest panics after some three of a hundred moves, with a wrong word in a
 /// stack of its own; by 10.0 none has. Why is not known yet; 7.2 moves guests at night.
 fn newest() -> Result<Qemu> {
     qemus()?.pop().context("no QEMU")
-}
-
-/// A VM on host A, and all who talk to it.
-struct Scene {
-    // Dropped in this order.
-    far: Prober,
-    stream: OpenStream,
-    watch: Watch,
-    vm: Vm,
-    rig: Rig,
-}
-
-/// What was heard and seen.
-struct Outcome {
-    far: Log,
-    seen: Vec<Sighting>,
-    _vm: Vm,
-    rig: Rig,
-}
-
-impl Scene {
-    fn start(dir: &Path, wiring: Wiring, qemu: &Qemu, card: (usize, &str)) -> Result<Self> {
-        let (pairs, option) = card;
-        let rig = Rig::start(dir, wiring, &format!("queue_pairs = {pairs}"))?;
-        let vm = rig.boot(dir, [qemu, qemu], pairs, option)?;
-        let stream = rig.stream()?;
-        stream.wait_more(SOME, PATIENCE)?;
-        Ok(Self {
-            far: rig.prober()?,
-            stream,
-            watch: rig.watch()?,
-            vm,
-            rig,
-        })
-    }
-
-    /// Moves the VM. QEMU on the source ends at once, as an orchestrator would have it.
-    fn migrate(&mut self) -> Result<Moved> {
-        let from = self.vm.here.host;
-        let before = self.rig.drops()?;
-        self.rig.prepare(from)?;
-        let (moved, _) = self.vm.migrate()?;
-        self.goes_on()?;
-        let [source, destination] = self.rig.commit(from)?;
-        say(&format!("      {}", report::cost(&source, &destination)));
-        for (was, is) in before.iter().zip(&self.rig.drops()?) {
-            say(&format!("      drops {was} -> {is}"));
-        }
-        Ok(moved)
-    }
-
-    /// `tandem migration start` where the VM is, with all that it takes to prepare the move, too.
-    fn start_by_cli(&self, uri: &str) -> Result<Output> {
-        let (from, monitor) = (self.vm.here.host, self.vm.monitor());
-        let monitor = monitor.to_str().context("path")?;
-        let mut words = vec!["migration", "start", PORT, "--qmp", monitor, "--uri", uri];
-        let way = self.rig.way(from);
-        words.extend(way.iter().map(String::as_str));
-        self.rig.hosts[from].daemon.cli_output(&words)
-    }
-
-    /// The log until now; another begins.
-    fn next_log(&mut self) -> Result<Log> {
-        let next = self.rig.prober()?;
-        std::mem::replace(&mut self.far, next).stop()
-    }
-
-    /// The stream goes on, and soon.
-    fn goes_on(&self) -> Result<()> {
-        let came = self.stream.wait_more(SOME, PATIENCE);
-        came.with_context(|| format!("the stream on host {}", self.vm.here.host))
-    }
-
-    /// Ends all but the VM. The stream must be right, and the VM there to the end.
-    fn end(self) -> Result<Outcome> {
-        let bytes = self.stream.end().context("the stream")?;
-        ensure!(bytes > 0, "the stream was empty");
-        let far = self.far.stop()?;
-        let seen = self.watch.stop()?;
-        far.check_alive()?;
-        Ok(Outcome {
-            far,
-            seen,
-            _vm: self.vm,
-            rig: self.rig,
-        })
-    }
-}
-
-/// What holds for any log: none answered twice, and never silent for long.
-fn check_log(log: &Log) -> Result<()> {
-    let gap = log.longest_gap().length();
-    ensure!(gap < LIMIT, "no answer for {gap:?}");
-    ensure!(log.duplicates() == 0, "{} duplicates", log.duplicates());
-    Ok(())
-}
-
-/// And for one of a migration: none lost from when the VM was about to be stopped. Before that a guest that has no CPU
-/// for a second may run out of buffers. What a network brings directly may overtake what follows the VM
-/// by way of the host that it has left.
-fn check_moved(log: &Log, moved: &Moved) -> Result<()> {
-    check_log(log)?;
-    let from = moved.stopped.saturating_sub(Duration::from_millis(50));
-    let lost = log.lost().filter(|probe| probe.sent > from).count();
-    ensure!(lost == 0, "{lost} lost");
-    Ok(())
-}
-
-impl Outcome {
-    /// Says what became of requests, if some were lost.
-    fn tell_lost(&self, log: &Log, moved: &Moved) -> Result<()> {
-        if log.lost().count() > 0 {
-            for fate in report::fates(log, &self.seen, moved.stopped) {
-                say(&format!("        {fate}"));
-            }
-            say(&format!("        drops: {:?}", self.rig.drops()?));
-        }
-        Ok(())
-    }
-
-    /// Says what a migration from host `from` cost, and checks that nothing of the VM came from there
-    /// after it.
-    fn check_moved(&self, from: usize, moved: &Moved) -> Result<()> {
-        say(&format!("      {}", report::summary(&self.far, moved)));
-        self.tell_lost(&self.far, moved)?;
-        check_moved(&self.far, moved)?;
-        let stray = self
-            .seen
-            .iter()
-            .find(|seen| seen.from_vm && seen.host == from && seen.at > moved.resumed);
-        ensure!(stray.is_none(), "the VM is still there: {stray:?}");
-        let port = self.rig.hosts[from].daemon.port(PORT)?;
-        ensure!(!port.is_up(), "its port is still up there");
-        let port = self.rig.hosts[1 - from].daemon.port(PORT)?;
-        ensure!(port.is_up(), "its port is down: {}", port.reason());
-        Ok(())
-    }
 }
 
 /// Also for a neighbour on the source, while QEMU is still there: an orchestrator may take its time.
@@ -419,43 +276,41 @@ fn what_a_migration_loses_is_told() -> Result<()> {
             let [a, b] = neighbours;
             let logs = [a.stop()?, b.stop()?];
             let outcome = scene.end()?;
-            outcome.tell(&moved, &logs);
+            tell(&outcome, &moved, &logs);
         }
         Ok(())
     })
 }
 
-impl Outcome {
-    fn tell(&self, moved: &Moved, neighbours: &[Log; 2]) {
-        let zero = moved.stopped;
-        let line = |text: String| say(&format!("      {text}"));
-        line("times in ms from QEMU's event STOP on A".into());
-        line(format!(
-            "RESUME on B at {:.1}",
-            report::offset(moved.resumed, zero)
-        ));
-        for (host, name) in self.rig.hosts.iter().zip(["A", "B"]) {
-            let messages = host.relay.iter().flat_map(|relay| relay.messages());
-            for said in report::messages(messages.collect(), zero, [zero - CALM, zero + LIMIT]) {
-                line(format!("{name}: {said}"));
-            }
+fn tell(outcome: &Outcome, moved: &Moved, neighbours: &[Log; 2]) {
+    let zero = moved.stopped;
+    let line = |text: String| say(&format!("      {text}"));
+    line("times in ms from QEMU's event STOP on A".into());
+    line(format!(
+        "RESUME on B at {:.1}",
+        report::offset(moved.resumed, zero)
+    ));
+    for (host, name) in outcome.rig.hosts.iter().zip(["A", "B"]) {
+        let messages = host.relay.iter().flat_map(|relay| relay.messages());
+        for said in report::messages(messages.collect(), zero, [zero - CALM, zero + LIMIT]) {
+            line(format!("{name}: {said}"));
         }
-        for text in report::sightings(&self.seen, zero) {
-            line(text);
-        }
-        let logs = [
-            (&self.far, "far"),
-            (&neighbours[0], "on A"),
-            (&neighbours[1], "on B"),
-        ];
-        for (log, place) in logs {
-            line(format!("{place}: {}", report::summary(log, moved)));
-            let gap = log.longest_gap();
-            let [from, to] = [gap.from, gap.to].map(|at| report::offset(at, zero));
-            line(format!("{place}: no answer from {from:.1} to {to:.1}"));
-            for fate in report::fates(log, &self.seen, zero) {
-                line(format!("{place}: {fate}"));
-            }
+    }
+    for text in report::sightings(&outcome.seen, zero) {
+        line(text);
+    }
+    let logs = [
+        (&outcome.far, "far"),
+        (&neighbours[0], "on A"),
+        (&neighbours[1], "on B"),
+    ];
+    for (log, place) in logs {
+        line(format!("{place}: {}", report::summary(log, moved)));
+        let gap = log.longest_gap();
+        let [from, to] = [gap.from, gap.to].map(|at| report::offset(at, zero));
+        line(format!("{place}: no answer from {from:.1} to {to:.1}"));
+        for fate in report::fates(log, &outcome.seen, zero) {
+            line(format!("{place}: {fate}"));
         }
     }
 }

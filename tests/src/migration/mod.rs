@@ -18,12 +18,14 @@
 //! * [`watch`]: where frames to the VM and from it were seen;
 //! * [`relay`]: what the VMM says to the back-end, and when;
 //! * [`report`]: what it cost;
+//! * [`scene`]: a VM that is asked and spoken to while it moves;
 //! * [`timeline`]: what happened when, in words and as a picture.
 
 pub mod prober;
 pub mod relay;
 pub mod report;
 pub mod rig;
+pub mod scene;
 pub mod timeline;
 pub mod vm;
 pub mod watch;

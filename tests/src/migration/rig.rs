@@ -241,12 +241,6 @@ impl Host {
         let mut words = vec!["--config", config, "--migration-listen", &listen];
         words.extend(["--migration-keys", &keys]);
         let daemon = Daemon::start_inside(&dir, &net, &words)?;
-        address(&net, "t0", NEIGHBOURS[i])?;
-        net.ip("link set t0 up")?;
-        wait_until("the uplink", PATIENCE, || {
-            let switch = daemon.get("switches/default")?;
-            Ok(switch["uplink_status"]["state"] == "up")
-        })?;
         let mut socket = daemon.socket(PORT);
         let mut relay = None;
         if wiring == Wiring::Relayed {
@@ -254,11 +248,28 @@ impl Host {
             relay = Some(Relay::start(&path, socket)?);
             socket = path;
         }
-        Ok(Self {
+        let host = Self {
             daemon,
             relay,
             net,
             socket,
+        };
+        host.set_up(i)?;
+        Ok(host)
+    }
+
+    /// Kills its daemon, and starts it again.
+    pub fn crash_and_restart(&mut self, i: usize) -> Result<()> {
+        self.daemon.restart_after_crash()?;
+        self.set_up(i)
+    }
+
+    fn set_up(&self, i: usize) -> Result<()> {
+        address(&self.net, "t0", NEIGHBOURS[i])?;
+        self.net.ip("link set t0 up")?;
+        wait_until("the uplink", PATIENCE, || {
+            let switch = self.daemon.get("switches/default")?;
+            Ok(switch["uplink_status"]["state"] == "up")
         })
     }
 }

@@ -98,6 +98,8 @@ pub struct Vm {
     pub here: Instance,
     /// Instances so far, so that each has names of its own.
     count: usize,
+    /// When the migration that is on has stopped it, if that was waited for.
+    stopped: Option<Duration>,
 }
 
 impl Vm {
@@ -114,6 +116,7 @@ impl Vm {
                 host: 0,
             },
             count: 1,
+            stopped: None,
         })
     }
 
@@ -147,9 +150,55 @@ impl Vm {
     /// Starts to migrate to an instance that waits, at a rate in bytes a second, and waits until memory
     /// is on its way.
     pub fn begin(&mut self, to: &Instance, rate: u64) -> Result<()> {
+        self.set_out(to, rate, false)
+    }
+
+    /// The same at full rate up to where the VM has been stopped on the source, and is to be started on the
+    /// destination by [`Vm::go_on`].
+    pub fn begin_and_stop(&mut self, to: &Instance) -> Result<()> {
+        self.set_out(to, UNLIMITED, true)?;
+        self.stopped = Some(self.wait_stop()?);
+        let event = self.here.qmp.wait_event("pre-switchover", |event| {
+            event.name == "MIGRATION" && event.data["status"] == "pre-switchover"
+                || has_ended(event.data["status"].as_str())
+        })?;
+        ensure!(event.data["status"] == "pre-switchover", "{}", event.data);
+        Ok(())
+    }
+
+    /// Waits until the VM is stopped here; when that was.
+    fn wait_stop(&mut self) -> Result<Duration> {
+        let stop = self.here.qmp.wait_event("STOP", |event| {
+            event.name == "STOP" || has_ended(event.data["status"].as_str())
+        })?;
+        ensure!(stop.name == "STOP", "the migration: {}", stop.data);
+        Ok(stop.at)
+    }
+
+    /// Has a migration that has stopped the VM go on.
+    pub fn go_on(&mut self) -> Result<()> {
+        let state = json!({ "state": "pre-switchover" });
+        self.here.qmp.execute("migrate-continue", state).map(drop)
+    }
+
+    /// Has a migration that has begun go on as fast as it can.
+    pub fn hurry(&mut self) -> Result<()> {
+        let rate = json!({ "max-bandwidth": UNLIMITED });
+        let qmp = &mut self.here.qmp;
+        qmp.execute("migrate-set-parameters", rate).map(drop)
+    }
+
+    fn set_out(&mut self, to: &Instance, rate: u64, pause: bool) -> Result<()> {
+        self.stopped = None;
         let uri = self.uri(to.guest.name());
         let qmp = &mut self.here.qmp;
         tell_of_migration(qmp)?;
+        // By the return path the source hears whether the destination has taken the VM over.
+        let capabilities = json!({ "capabilities": [
+            { "capability": "pause-before-switchover", "state": pause },
+            { "capability": "return-path", "state": true },
+        ] });
+        qmp.execute("migrate-set-capabilities", capabilities)?;
         let limit = DOWNTIME_LIMIT.as_millis() as u64;
         qmp.execute(
             "migrate-set-parameters",
@@ -164,11 +213,11 @@ impl Vm {
     /// Waits until a migration has gone through and QEMU on the source holds no more than a corpse;
     /// when it stopped the VM, with `downtime` and `total-time`. The VM is at `to` from now on.
     pub fn complete(&mut self, to: &Instance) -> Result<(Duration, [Duration; 2])> {
+        let stopped = match self.stopped.take() {
+            Some(at) => at,
+            None => self.wait_stop()?,
+        };
         let qmp = &mut self.here.qmp;
-        let stop = qmp.wait_event("STOP", |event| {
-            event.name == "STOP" || has_ended(event.data["status"].as_str())
-        })?;
-        ensure!(stop.name == "STOP", "the migration: {}", stop.data);
         let status = wait_end(qmp)?;
         ensure!(status == "completed", "the migration has {status}");
         let mut times = json!(null);
@@ -179,7 +228,7 @@ impl Vm {
         })?;
         let time = |key: &str| Duration::from_millis(times[key].as_u64().unwrap_or_default());
         ensure!(to.host != self.here.host, "it is where it was");
-        Ok((stop.at, [time("downtime"), time("total-time")]))
+        Ok((stopped, [time("downtime"), time("total-time")]))
     }
 
     /// Moves the VM to the other host. Also what is left of QEMU on this one, which goes with the value.
@@ -215,6 +264,16 @@ impl Vm {
         let status = wait_end(&mut self.here.qmp)?;
         ensure!(status != "completed", "the migration has completed");
         Ok(status)
+    }
+
+    /// Waits for the end of a migration that may go through: the VM is at `to` then, or has stayed.
+    pub fn wait_either(&mut self, mut to: Instance) -> Result<()> {
+        if wait_end(&mut self.here.qmp)? == "completed" {
+            to.qmp
+                .wait_event("RESUME", |event| event.name == "RESUME")?;
+            drop(self.settle(to));
+        }
+        Ok(())
     }
 }
 
