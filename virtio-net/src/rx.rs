@@ -243,6 +243,8 @@ impl RxQueue {
             work.filled.call = self.state.callee(work.wanted);
             counters.add(work.frames, work.bytes);
         }
+        // Also what was written of a frame that did not fit.
+        self.state.memory.mark_all();
         work.filled
     }
 

@@ -1,6 +1,7 @@
 //! The dirty log of a live migration.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 
@@ -41,18 +42,95 @@ impl DirtyLog {
         if len == 0 {
             return;
         }
-        // What was written must be visible before the page is seen dirty and read.
-        fence(Ordering::Release);
-        for page in addr / LOG_PAGE..=addr.saturating_add(len - 1) / LOG_PAGE {
-            let Ok(byte) = usize::try_from(page / 8) else {
-                return;
-            };
-            if byte >= self.len {
-                return;
-            }
-            // SAFETY: `byte < len`, and `map` is valid for `len` bytes while `_keep` lives; the
-            // VMM reads it concurrently, hence the atomic.
-            unsafe { &*self.map.add(byte) }.fetch_or(1 << (page % 8), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        pages(addr, len).for_each(|page| self.set(page));
+    }
+
+    /// Marks a page. Behind a fence, which is behind the writes: either this finds the page unmarked, or
+    /// whoever takes the mark away after it sees what was written. Most pages are marked already, and
+    /// to look costs less than to write.
+    fn set(&self, page: u64) {
+        let Some(byte) = usize::try_from(page / 8).ok().filter(|at| *at < self.len) else {
+            return;
+        };
+        // SAFETY: `byte < len`, and `map` is valid for `len` bytes while `_keep` lives; the VMM
+        // changes it concurrently, hence the atomic.
+        let byte = unsafe { &*self.map.add(byte) };
+        let bit = 1 << (page % 8);
+        if byte.load(Ordering::Relaxed) & bit == 0 {
+            byte.fetch_or(bit, Ordering::Relaxed);
         }
+    }
+}
+
+/// The pages of `len` bytes, at least one, at `addr`.
+fn pages(addr: u64, len: u64) -> std::ops::RangeInclusive<u64> {
+    addr / LOG_PAGE..=addr.saturating_add(len - 1) / LOG_PAGE
+}
+
+/// Pages of one queue's writes at most before they are marked.
+const PENDING: usize = 128;
+
+/// The log of one queue, and the pages that it has written and not marked yet: a burst's, so that one fence
+/// is for all of them, and none is marked for each of the frames in it.
+#[derive(Clone)]
+pub(super) struct Pending {
+    log: DirtyLog,
+    pages: Box<[Cell<u64>; PENDING]>,
+    len: Cell<usize>,
+    /// The last two of them.
+    last: Cell<[u64; 2]>,
+}
+
+/// No memory is there.
+const NO_PAGES: [u64; 2] = [u64::MAX; 2];
+
+impl Pending {
+    pub(super) fn new(log: DirtyLog) -> Self {
+        Self {
+            log,
+            pages: Box::new([const { Cell::new(0) }; PENDING]),
+            len: Cell::new(0),
+            last: Cell::new(NO_PAGES),
+        }
+    }
+
+    /// Takes note of `len` bytes at `addr`.
+    #[inline(never)]
+    pub(super) fn add(&self, addr: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        for page in pages(addr, len) {
+            // Those of buffers and of the ring take turns.
+            let [last, before] = self.last.get();
+            if page == last || page == before {
+                continue;
+            }
+            self.last.set([page, last]);
+            let n = self.len.get();
+            self.pages[n].set(page);
+            self.len.set(n + 1);
+            if n + 1 == PENDING {
+                self.mark();
+            }
+        }
+    }
+
+    /// Marks them.
+    #[inline(never)]
+    pub(super) fn mark(&self) {
+        let n = self.len.replace(0);
+        if n > 0 {
+            self.last.set(NO_PAGES);
+            fence(Ordering::SeqCst);
+            let pages = self.pages[..n].iter();
+            pages.for_each(|page| self.log.set(page.get()));
+        }
+    }
+
+    /// The log.
+    pub(super) fn log(&self) -> &DirtyLog {
+        &self.log
     }
 }

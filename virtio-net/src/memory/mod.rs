@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
+use log::Pending;
 pub use log::{DirtyLog, LOG_PAGE};
 pub(crate) use payload::Segments;
 pub(crate) use scatter::{MAX_PARTS, Scatter};
@@ -97,7 +98,7 @@ pub struct Memory {
     regions: Box<[Region]>,
     /// The region that the last address was in: consecutive buffers are nearly always neighbours.
     last: Cell<usize>,
-    log: Option<DirtyLog>,
+    log: Option<Pending>,
     fault: Arc<Fault>,
     keep: Arc<dyn Any + Send + Sync>,
 }
@@ -160,7 +161,8 @@ impl Memory {
 
     /// Starts, replaces or ends logging of writes.
     pub fn set_log(&mut self, log: Option<DirtyLog>) {
-        self.log = log;
+        self.mark_all();
+        self.log = log.map(Pending::new);
     }
 
     /// The fault flag of the session this memory belongs to.
@@ -239,7 +241,8 @@ impl Memory {
         within(&self.regions[at], addr, len)
     }
 
-    /// Copies `src` to the host address `dst`, which is guest address `addr`, and records it.
+    /// Copies `src` to the host address `dst`, which is guest address `addr`, and takes note of it, see
+    /// [`Memory::mark_later`].
     ///
     /// The ranges may overlap: a VMM can map one memory at two addresses, or give two queues the
     /// same. The bytes are then arbitrary.
@@ -252,14 +255,31 @@ impl Memory {
         // SAFETY: the caller vouches for both ranges. A concurrent writer can make the bytes
         // arbitrary, which nobody relies on.
         unsafe { std::ptr::copy(src, dst, len) };
-        self.mark(addr, len as u64);
+        self.mark_later(addr, len as u64);
     }
 
     /// Records that `len` bytes at guest address `addr` were written.
     #[inline]
     pub fn mark(&self, addr: u64, len: u64) {
-        if let Some(log) = &self.log {
-            log.mark(addr, len);
+        if let Some(pending) = &self.log {
+            pending.log().mark(addr, len);
+        }
+    }
+
+    /// Takes note that `len` bytes at guest address `addr` were written. Whoever does that calls
+    /// [`Memory::mark_all`] before the guest may use them, and before the queue is unlocked.
+    #[inline]
+    pub fn mark_later(&self, addr: u64, len: u64) {
+        if let Some(pending) = &self.log {
+            pending.add(addr, len);
+        }
+    }
+
+    /// Records what was taken note of.
+    #[inline]
+    pub fn mark_all(&self) {
+        if let Some(pending) = &self.log {
+            pending.mark();
         }
     }
 }
@@ -402,6 +422,8 @@ mod tests {
         let dst = m.host(0x0fff, 2).unwrap();
         // SAFETY: `dst` is two bytes at 0xfff, the source two bytes of a literal.
         unsafe { m.write(0x0fff, dst, b"ab".as_ptr(), 2) };
+        assert_eq!(log[0], 0, "later");
+        m.mark_all();
         assert_eq!(log[0], 0b11);
         m.mark(0x7fff, 0x4000); // pages 7 to 11, of which the log has only 7
         assert_eq!(log[0], 0b1000_0011);

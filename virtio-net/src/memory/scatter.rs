@@ -160,7 +160,7 @@ impl Scatter {
             let (src, len) = segments.io_slice(piece);
             put(src, len);
         }
-        memory.mark(part.addr, (part.len as usize - left) as u64);
+        memory.mark_later(part.addr, (part.len as usize - left) as u64);
     }
 }
 

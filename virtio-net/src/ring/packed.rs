@@ -210,12 +210,14 @@ impl PackedRing {
         let Some((first, rest)) = entries.split_first() else {
             return;
         };
+        memory.mark_all();
         self.write_id(memory, first);
         for entry in rest {
             self.write_id(memory, entry);
             self.write_flags(memory, entry);
         }
         self.write_flags(memory, first);
+        memory.mark_all();
     }
 
     #[inline]
@@ -228,7 +230,7 @@ impl PackedRing {
             (&raw mut (*d).len).write_volatile(entry.len);
             (&raw mut (*d).id).write_volatile(entry.id);
         }
-        memory.mark(self.desc_addr + 16 * u64::from(index), 16);
+        memory.mark_later(self.desc_addr + 16 * u64::from(index), 16);
     }
 
     #[inline]
@@ -241,7 +243,7 @@ impl PackedRing {
         };
         let written = if entry.len != 0 { DESC_F_WRITE } else { 0 };
         self.flags(index).store(used | written, Ordering::Release);
-        memory.mark(self.desc_addr + 16 * u64::from(index), 16);
+        memory.mark_later(self.desc_addr + 16 * u64::from(index), 16);
     }
 
     #[inline]

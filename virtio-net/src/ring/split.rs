@@ -155,7 +155,7 @@ impl SplitRing {
         // SAFETY: the masked index is below `size`, so the entry is inside the used ring, which
         // `remap` checked. It is aligned to 4 only, hence the unaligned write.
         unsafe { self.used.add(offset).cast::<u64>().write_unaligned(entry) };
-        memory.mark(self.used_addr + offset as u64, 8);
+        memory.mark_later(self.used_addr + offset as u64, 8);
     }
 
     #[inline]
@@ -329,6 +329,7 @@ impl Queue for SplitRing {
 
     #[inline]
     fn publish(&mut self, memory: &Memory) {
+        memory.mark_all();
         self.used_u16(1).store(self.next_used, Ordering::Release);
         memory.mark(self.used_addr, 4);
     }
