@@ -5,10 +5,10 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use tandem_tests::lab::{Need, PATIENCE, qemus, say, scenario, wait_until};
+use tandem_tests::migration::Wiring;
 use tandem_tests::migration::rig::PORT;
 use tandem_tests::migration::scene::{Scene, check_log};
 use tandem_tests::migration::vm::{Instance, SLOW, UNLIMITED};
-use tandem_tests::migration::Wiring;
 
 const NEEDS: [Need; 4] = [
     Need::Guests,

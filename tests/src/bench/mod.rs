@@ -10,6 +10,7 @@ pub mod cell;
 pub mod guests;
 pub mod idle;
 pub mod latency;
+pub mod logged;
 pub mod measure;
 pub mod ovs;
 pub mod plan;

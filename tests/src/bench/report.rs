@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::cell::Cell;
 use super::idle::Idle;
 use super::latency::Latency;
+use super::logged::Logged;
 use super::measure::{Effort, Measured, Outcome};
 use super::stats::Samples;
 use super::switch::Kind;
@@ -18,6 +19,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// Two threads that wake each other, there and back: microseconds.
     pub wakes: Samples,
+    /// With a dirty log, and without.
+    pub logged: Vec<Logged>,
     /// To and from the wire.
     pub uplink: Vec<uplink::Outcome>,
     /// Times there and back.
@@ -78,7 +81,7 @@ fn rate(measured: &Measured) -> String {
 impl Report {
     /// What is below the cells: latency, idleness, verdicts.
     pub fn rest(&self) -> String {
-        let mut text = String::new();
+        let mut text: String = self.logged.iter().map(Logged::line).collect();
         if !self.wakes.0.is_empty() {
             text += &format!(
                 "two threads that wake each other: median {:.0} us, p99 {:.0} us\n",
@@ -123,6 +126,7 @@ impl Report {
 
     fn verdicts(&self) -> Vec<Verdict> {
         let mut verdicts = judge(&self.outcomes, &self.latency);
+        verdicts.extend(self.logged.iter().map(Logged::verdict));
         verdicts.extend(uplink::judge(&self.uplink));
         verdicts
     }
@@ -144,6 +148,7 @@ impl Report {
             "rounds": effort.rounds,
             "seconds_per_turn": effort.turn.as_secs_f64(),
             "cells": self.outcomes.iter().map(outcome_json).collect::<Vec<_>>(),
+            "logged": self.logged.iter().map(Logged::to_json).collect::<Vec<_>>(),
             "uplink": self.uplink.iter().map(uplink::Outcome::to_json).collect::<Vec<_>>(),
             "wakes_us": self.wakes.to_json(),
             "latency_us": latency.collect::<Map<_, _>>(),

@@ -10,6 +10,7 @@ use super::uplink::{self, Driver};
 use super::{GUEST_CPU, SWITCH_CPU, mac};
 use crate::lab::process::{Process, signal};
 use crate::lab::{Daemon, Testpmd, built_program, wait_until};
+use crate::migration::Relay;
 
 /// Which switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Switch {
     kind: Kind,
     program: Program,
     dir: PathBuf,
+    /// In front of its ports, if there are any.
+    relays: Vec<Relay>,
 }
 
 impl Switch {
@@ -100,7 +103,28 @@ impl Switch {
             Kind::Ovs => Program::Ovs(Ovs::start(&dir, layout)?),
             Kind::Io => Program::Io(start_io(&dir, layout)?),
         };
-        Ok(Self { kind, program, dir })
+        Ok(Self {
+            kind,
+            program,
+            dir,
+            relays: Vec::new(),
+        })
+    }
+
+    /// Puts a relay in front of each of its first `ports` ports: for VMMs that connect from now on.
+    pub fn relay(&mut self, ports: usize) -> Result<()> {
+        let start = |port| Relay::start(&self.relay_path(port), self.socket(port));
+        self.relays = (0..ports).map(start).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn relay_path(&self, port: usize) -> PathBuf {
+        self.dir.join(format!("relay-{port}.sock"))
+    }
+
+    /// The relays.
+    pub fn relays(&self) -> &[Relay] {
+        &self.relays
     }
 
     /// Which it is.
@@ -110,6 +134,9 @@ impl Switch {
 
     /// The vhost-user socket of a port, which the VMM connects to.
     pub fn socket(&self, port: usize) -> PathBuf {
+        if port < self.relays.len() {
+            return self.relay_path(port);
+        }
         match &self.program {
             Program::Tandem(daemon) => daemon.socket(&port_name(port)),
             Program::Ovs(_) | Program::Io(_) => self.dir.join(port_name(port)),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tandem_tests::bench::measure::{self, Effort};
 use tandem_tests::bench::report::{Report, heading, line};
 use tandem_tests::bench::switch::Kind;
-use tandem_tests::bench::{idle, latency, ovs, plan, svg, uplink};
+use tandem_tests::bench::{idle, latency, logged, ovs, plan, svg, uplink};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
 struct Options {
     quick: bool,
     effort: Effort,
-    /// Names of cells, `uplink`, `latency` and `idle`; all when empty.
+    /// Names of cells, `uplink`, `logged`, `latency` and `idle`; all when empty.
     only: Vec<String>,
 }
 
@@ -100,6 +100,8 @@ fn run(dir: &Path, out: &Path, options: &[&str]) -> Result<()> {
     }
     if !quick_cells {
         report.uplink = uplinks(dir, &options)?;
+        let wanted = |name: &str| options.wants("logged") || options.wants(name);
+        report.logged = logged::run(dir, options.effort, wanted)?;
     }
     if !quick_cells && options.wants("latency") {
         report.wakes = latency::wakes()?;

@@ -1,6 +1,7 @@
-//! Between a VMM and a port: every vhost-user message with the moment it passed, and, for a negative
-//! control, a back-end that is never told to keep a dirty log.
+//! Between a VMM and a port: every vhost-user message with the moment it passed; for a negative control, a back-end
+//! that is never told to keep a dirty log; and for a VMM that cannot migrate, one that is told to.
 
+use std::collections::BTreeMap;
 use std::io::{IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -11,12 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::prober::now;
+use crate::frontend::memory::DirtyLog;
 use crate::frontend::spec;
 use crate::frontend::wire::{REPLY, Wire, request};
+use crate::lab::{PATIENCE, wait_until};
 
 /// Bytes in front of each message (vhost-user specification, "Message Specification").
 const HEADER: usize = 12;
@@ -36,6 +39,18 @@ pub struct Message {
     pub value: u64,
 }
 
+/// What the VMM has said last, for messages of ours.
+#[derive(Debug, Default)]
+struct Known {
+    /// The connection to the port.
+    port: Option<UnixStream>,
+    features: u64,
+    /// Where its memory ends.
+    end: u64,
+    /// SET_VRING_ADDR, of each ring.
+    rings: BTreeMap<u32, Vec<u8>>,
+}
+
 /// A socket that leads to a port's.
 #[derive(Debug)]
 pub struct Relay {
@@ -46,6 +61,9 @@ pub struct Relay {
 #[derive(Debug, Default)]
 struct Shared {
     messages: Mutex<Vec<Message>>,
+    known: Mutex<Known>,
+    /// The answer to a message of ours is not for the VMM.
+    asked: AtomicBool,
     /// The back-end gets the log, and is never told to write it.
     no_log: AtomicBool,
 }
@@ -69,7 +87,48 @@ impl Relay {
 
     /// What has passed.
     pub fn messages(&self) -> Vec<Message> {
-        self.shared.lock().clone()
+        lock(&self.shared.messages).clone()
+    }
+
+    /// Has the back-end log its writes, as QEMU does when a migration begins, though the VMM knows nothing of it.
+    pub fn start_log(&self) -> Result<DirtyLog> {
+        let log = DirtyLog::new(lock(&self.shared.known).end)?;
+        let body = [log.size(), 0].map(u64::to_le_bytes).concat();
+        self.shared.asked.store(true, Ordering::Release);
+        self.port()?
+            .send(request::SET_LOG_BASE, 0, &body, &[log.file().as_fd()])?;
+        wait_until("the back-end has the log", PATIENCE, || {
+            Ok(!self.shared.asked.load(Ordering::Acquire))
+        })?;
+        self.set_log(true)?;
+        Ok(log)
+    }
+
+    /// Has it end.
+    pub fn stop_log(&self) -> Result<()> {
+        self.set_log(false)
+    }
+
+    fn set_log(&self, on: bool) -> Result<()> {
+        let mut port = self.port()?;
+        let known = lock(&self.shared.known);
+        ensure!(!known.rings.is_empty(), "no ring has been started");
+        let log = if on { spec::LOG_ALL } else { 0 };
+        port.send_number(request::SET_FEATURES, 0, known.features | log)?;
+        for body in known.rings.values() {
+            let mut body = body.clone();
+            body[4] = u8::from(on) * VRING_LOG;
+            // The log address is that of the used ring (`struct vring_addr`): guest and VMM have the same here.
+            body.copy_within(16..24, 32);
+            port.send(request::SET_VRING_ADDR, 0, &body, &[])?;
+        }
+        Ok(())
+    }
+
+    fn port(&self) -> Result<Wire> {
+        let known = lock(&self.shared.known);
+        let port = known.port.as_ref().context("no VMM is connected")?;
+        Ok(Wire::new(port.try_clone()?))
     }
 
     /// From now on the back-end gets the dirty log and is never told to write it.
@@ -78,9 +137,27 @@ impl Relay {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Known {
+    /// Remembers what a VMM's message says.
+    fn learn(&mut self, message: &[u8]) {
+        let body = &message[HEADER..];
+        match word(message, 0) {
+            request::SET_FEATURES => self.features = number(body),
+            request::SET_VRING_ADDR if body.len() == 40 => {
+                self.rings.insert(word(body, 0), body.to_vec());
+            }
+            request::SET_MEM_TABLE => {
+                // Regions of four numbers, of which the first two are guest address and size.
+                let regions = body.get(8..).unwrap_or_default().chunks_exact(32);
+                let end = |region: &[u8]| number(region) + number(&region[8..]);
+                self.end = regions.map(end).max().unwrap_or_default();
+            }
+            _ => {}
+        }
     }
 }
 
@@ -94,6 +171,10 @@ impl Drop for Relay {
 
 /// A thread each way, until one end closes.
 fn connect(vmm: &UnixStream, port: &UnixStream, shared: &Arc<Shared>) {
+    *lock(&shared.known) = Known {
+        port: port.try_clone().ok(),
+        ..Known::default()
+    };
     for (from, to) in [(vmm, port), (port, vmm)] {
         let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else {
             return;
@@ -124,7 +205,14 @@ fn pump(mut from: UnixStream, mut to: Wire, shared: &Shared) -> Result<()> {
             reply: word(&message, 4) & REPLY != 0,
             value: number(&message[HEADER..]),
         };
-        shared.lock().push(noted);
+        lock(&shared.messages).push(noted);
+        if !noted.reply {
+            lock(&shared.known).learn(&message);
+        } else if noted.request == request::SET_LOG_BASE
+            && shared.asked.swap(false, Ordering::AcqRel)
+        {
+            continue;
+        }
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         if let Err(e) = to.send_bytes(&message, &fds) {
             break Err(e);
