@@ -72,7 +72,8 @@ pub enum VmmError {
     /// The VM would run on the other host before its memory is there.
     #[error(
         "post-copy is switched on, and a port cannot serve a VM whose memory is not there yet: switch it off on both \
-         hosts (migrate-set-capabilities, postcopy-ram: false), and start the migration again"
+         hosts (migrate-set-capabilities, postcopy-ram: false; virsh migrate without --postcopy), and start the \
+         migration again"
     )]
     Postcopy,
     /// A capability with which a VM that is migrated goes on here, a snapshot or a copy being all that moves.
@@ -94,6 +95,14 @@ pub enum VmmError {
     /// It was not begun.
     #[error("there is no migration to follow: start one")]
     NotBegun,
+    /// It cannot be run.
+    #[error("{program} cannot be run ({why}): install it (libvirt-clients), or see to the PATH")]
+    Program {
+        /// Which.
+        program: String,
+        /// What the system said.
+        why: String,
+    },
     /// Its events cannot be read.
     #[error(
         "the events in {} cannot be read ({why}): name the file that was given to the VMM as --event-monitor path=PATH",

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! * [`Qmp`]: QEMU, by its monitor;
-//! * [`CloudHypervisor`]: cloud-hypervisor, by its HTTP API.
+//! * [`CloudHypervisor`]: cloud-hypervisor, by its HTTP API;
+//! * [`Libvirt`]: libvirt, by its program virsh.
 //!
 //! All calls block. They are for a process that does nothing else meanwhile, such as the CLI, and for a thread that
 //! is none of a tokio runtime's: they would panic there. What a VMM says is not trusted: answers have limits of time
@@ -16,6 +17,7 @@ mod cloud_hypervisor;
 mod error;
 mod events;
 mod http;
+mod libvirt;
 mod monitor;
 mod qmp;
 
@@ -25,6 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 
 pub use cloud_hypervisor::CloudHypervisor;
 pub use error::VmmError;
+pub use libvirt::{Libvirt, LibvirtOptions};
 pub use qmp::Qmp;
 
 /// Time that a VMM has to answer.
@@ -39,12 +42,12 @@ pub const WORDS_LEN: usize = 1000;
 /// What a migration is asked to keep to. What is not given stays as the VMM has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
-    /// Bytes per second at most. cloud-hypervisor has no such limit.
+    /// Bytes per second at most. cloud-hypervisor has no such limit, libvirt takes whole MiB.
     pub max_bandwidth: Option<u64>,
     /// Time for which the VM may be stopped, as the VMM plans it.
     pub downtime: Option<Duration>,
-    /// Time after which the migration is given up. QEMU is told so by [`Vmm::follow`] then; cloud-hypervisor sees to it
-    /// by itself, in whole seconds, and has no other way to end a migration.
+    /// Time after which the migration is given up. QEMU and libvirt are told so by [`Vmm::follow`] then;
+    /// cloud-hypervisor sees to it by itself, in whole seconds, and has no other way to end a migration.
     pub time: Option<Duration>,
     /// Where the VMM pauses before it hands the VM over (QEMU with `pause-before-switchover`), have it go on at once.
     /// Else somebody else has to.
@@ -93,7 +96,7 @@ pub enum Outcome {
 /// A VMM that can send its VM to another host.
 pub trait Vmm {
     /// Begins to send the VM to where `uri` says, such as `tcp:192.0.2.1:4444` or `unix:/run/vm`; the VMM there
-    /// has to wait for it.
+    /// has to wait for it, unless it is libvirt's, such as `qemu+ssh://beta/system`.
     ///
     /// # Errors
     /// See [`VmmError`]. The migration has not begun then, unless it is [`VmmError::Slow`] or [`VmmError::Gone`].
