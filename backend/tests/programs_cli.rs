@@ -483,3 +483,20 @@ fn shells_and_man_find_what_they_need() {
     let failed = done(&mut tandem(&["man", gone.to_str().unwrap()]));
     refused(&failed, 1, &["No such file", "name a directory"]);
 }
+
+#[test]
+fn a_migration_has_one_vmm_and_its_options() {
+    let start = ["migration", "start", "web1", "--uri", "u"];
+    for (more, word) in [
+        (&[][..], "--virsh"),
+        (&["--qmp", "a", "--virsh", "b"], "--virsh"),
+        (&["--qmp", "a", "--events", "b"], "--events"),
+        (&["--qmp", "a", "--connect", "b"], "--connect"),
+        (&["--qmp", "a", "--migrate-uri", "b"], "--migrate-uri"),
+        (&["--qmp", "a", "--", "--persistent"], "OPTION"),
+        (&["--cloud-hypervisor", "a", "--connect", "b"], "--connect"),
+        (&["--virsh", "a", "--events", "b"], "--events"),
+    ] {
+        refused(&done(&mut tandem(&[&start, more].concat())), 2, &[word]);
+    }
+}

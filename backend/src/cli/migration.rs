@@ -14,7 +14,9 @@ use crate::config::valid_name;
 use crate::control::Condition;
 use crate::migration::{List, Migration, Role};
 
+mod hook;
 mod start;
+mod vmm;
 
 /// Where the authority of a site keeps its files unless it is named.
 const AUTHORITY: &str = "/etc/tandem/authority";
@@ -24,6 +26,7 @@ Examples:
   tandem migration keys beta 192.0.2.7 --to beta-keys   # for beta's --migration-keys
   tandem migration prepare web1 --to beta:4792
   tandem migration start web1 --qmp /run/web1.qmp --uri tcp:192.0.2.7:4444
+  tandem migration start web1 --to beta:4792 --virsh web1 --uri qemu+ssh://beta/system
   tandem migration status web1
   tandem migration abort web1 --reason maintenance";
 
@@ -102,7 +105,7 @@ pub(super) fn command() -> Command {
                 .value_name("TEXT")
                 .help("Why, for the logs of both hosts"),
         )
-        .args(start::vmm_arguments())
+        .args(vmm::arguments())
         .after_help("With a VMM named, it is told to end its part, too.");
     Command::new("migration")
         .about("Live migration: a VM moves to another host")
@@ -118,6 +121,7 @@ pub(super) fn command() -> Command {
                 .arg(vm()),
         )
         .subcommand(abort)
+        .subcommand(hook::command())
         .subcommand(
             Command::new("status")
                 .visible_alias("show")
@@ -138,13 +142,14 @@ pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
         Some(("keys", matches)) => keys(matches),
         Some(("prepare", matches)) => shown(matches, prepare(matches)?),
         Some(("start", matches)) => start::run(matches),
+        Some(("hook", matches)) => hook::run(matches),
         Some(("commit", matches)) => shown(matches, post(matches, "commit", &Value::Null)?),
         Some(("abort", matches)) => {
             let reason = matches.get_one::<String>("reason");
             let body = reason.map_or_else(|| json!({}), |reason| json!({"reason": reason}));
             let answer = post(matches, "abort", &body)?;
-            if let Some(mut vmm) = start::vmm(matches)? {
-                vmm.cancel().map_err(start::failed)?;
+            if let Some(mut vmm) = vmm::connect(matches)? {
+                vmm.cancel().map_err(vmm::failed)?;
             }
             shown(matches, answer)
         }

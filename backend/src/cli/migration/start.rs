@@ -1,12 +1,12 @@
 //! `tandem migration start`: the VMM is asked to move the VM, and both daemons are told how that ends.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgGroup, ArgMatches, Command, value_parser};
 use serde_json::json;
-use tandem_migration::vmm::{CloudHypervisor, Outcome, Progress, Qmp, Vmm, VmmError, Wishes};
+use tandem_migration::vmm::{Outcome, Progress, Vmm, VmmError, Wishes};
 
+use super::vmm::{self, failed};
 use super::{name, post, prepare, shown, vm};
 use crate::cli::{Failure, Session, read};
 use crate::migration::{Migration, Stage};
@@ -17,27 +17,12 @@ const LOOK: Duration = Duration::from_millis(500);
 const ARRIVAL: Duration = Duration::from_secs(10);
 
 const HELP: &str = "\
-The VMM on the other host has to wait for the VM (QEMU: -incoming; cloud-hypervisor: receive-migration). Without --to
-the move has been prepared. When the VM runs there, the move is committed; when the VMM gives up, it is
-aborted, and the status is 1. If this command is interrupted the VMM goes on: see `tandem migration status`, and
-`tandem migration abort VM --qmp SOCKET`.";
+The VMM on the other host has to wait for the VM (QEMU: -incoming; cloud-hypervisor: receive-migration); libvirt starts
+it. Without --to the move has been prepared. When the VM runs there, the move is committed; when the VMM gives up, it
+is aborted, and the status is 1. If this command is interrupted the VMM goes on: see `tandem migration status`, and
+`tandem migration abort VM --qmp SOCKET`. libvirt does not: the move is aborted.
 
-/// How to reach the VMM.
-pub(super) fn vmm_arguments() -> [Arg; 3] {
-    let path = |id: &'static str, name: &'static str| {
-        Arg::new(id)
-            .long(id)
-            .value_name(name)
-            .value_parser(value_parser!(PathBuf))
-    };
-    [
-        path("qmp", "SOCKET").help("QEMU's monitor, of which nobody else has a connection"),
-        path("cloud-hypervisor", "SOCKET").help("cloud-hypervisor's API"),
-        path("events", "FILE")
-            .requires("cloud-hypervisor")
-            .help("The file of its --event-monitor"),
-    ]
-}
+Options of virsh migrate that libvirt needs besides come last, behind --, such as -- --persistent --undefinesource.";
 
 pub(super) fn command() -> Command {
     Command::new("start")
@@ -49,14 +34,11 @@ pub(super) fn command() -> Command {
                 .long("uri")
                 .value_name("URI")
                 .required(true)
-                .help("Where the VMM on the other host waits, such as tcp:192.0.2.7:4444"),
+                .help("Where the VMM on the other host waits, such as tcp:192.0.2.7:4444; with --virsh, libvirt there"),
         )
-        .args(vmm_arguments())
-        .group(
-            ArgGroup::new("vmm")
-                .args(["qmp", "cloud-hypervisor"])
-                .required(true),
-        )
+        .args(vmm::arguments())
+        .args(vmm::libvirt_arguments())
+        .group(ArgGroup::new("vmm").args(vmm::VMMS).required(true))
         .args(super::destination_arguments(false))
         .arg(
             Arg::new("time-limit")
@@ -77,32 +59,15 @@ pub(super) fn command() -> Command {
                 .long("max-bandwidth")
                 .value_name("BYTES")
                 .value_parser(value_parser!(u64).range(1..))
-                .help("Bytes per second at most (QEMU)"),
+                .help("Bytes per second at most (QEMU, libvirt)"),
         )
-}
-
-/// A connection to the VMM, if one is named.
-pub(super) fn vmm(matches: &ArgMatches) -> Result<Option<Box<dyn Vmm>>, Failure> {
-    let path = |key: &str| matches.get_one::<PathBuf>(key);
-    if let Some(socket) = path("qmp") {
-        return Ok(Some(Box::new(Qmp::connect(socket).map_err(failed)?)));
-    }
-    let Some(socket) = path("cloud-hypervisor") else {
-        return Ok(None);
-    };
-    let events = path("events").map(PathBuf::as_path);
-    let vmm = CloudHypervisor::connect(socket, events).map_err(failed)?;
-    Ok(Some(Box::new(vmm)))
-}
-
-pub(super) fn failed(error: VmmError) -> Failure {
-    Failure::Failed(error.to_string())
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<String, Failure> {
     let vm = name(matches)?.to_owned();
     let number = |key: &str| matches.get_one::<u64>(key).copied();
-    let mut vmm = vmm(matches)?.ok_or_else(|| Failure::Usage("a VMM is missing".to_owned()))?;
+    let mut vmm =
+        vmm::connect(matches)?.ok_or_else(|| Failure::Usage("a VMM is missing".to_owned()))?;
     if matches.contains_id("to") {
         prepare(matches)?;
     }
