@@ -49,6 +49,16 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "\"migration\", \"prepare\"",
     ),
     (
+        "tandem migration start web1 --to beta:4792 --virsh ",
+        "tests/tests/guests_libvirt.rs",
+        "\"migration\", \"start\", PORT, \"--virsh\"",
+    ),
+    (
+        "install -D -m 755 /usr/share/doc/tandem/examples/libvirt-hook",
+        "tests/tests/guests_package.rs",
+        "docs/migration.md",
+    ),
+    (
         "tandem migration start ",
         "tests/tests/guests_migration.rs",
         "\"migration\", \"start\"",

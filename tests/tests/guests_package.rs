@@ -157,6 +157,7 @@ fn from_installation_to_purge() -> Result<()> {
         hang(&host, &mut vms)?;
         upgrade(&host, &mut vms)?;
         documented(&host)?;
+        hooked(&host)?;
         remove(&host, &before)
     })
 }
@@ -425,6 +426,28 @@ fn documented(host: &Host) -> Result<()> {
     let words = String::from_utf8_lossy(&other.stderr).into_owned();
     ensure!(words.contains("join the group tandem"), "{words}");
     Ok(())
+}
+
+/// The hook for libvirt, as docs/migration.md installs it.
+fn hooked(host: &Host) -> Result<()> {
+    const DOMAIN: &str = "<domain><devices><interface type='vhostuser'>\
+        <source type='unix' path='/run/tandem/none.sock' mode='client'/></interface></devices></domain>";
+    let text = std::fs::read_to_string(source_root().join("docs/migration.md"))?;
+    let mut lines = text.lines();
+    let line = lines.find_map(|line| line.strip_prefix("sudo install "));
+    let line = line.context("no command that installs the hook")?;
+    host.container.sh(&format!("install {line}"))?;
+    let call = |operation: &str| {
+        let hook = "/etc/libvirt/hooks/qemu.d/tandem web1";
+        let line = format!("echo \"{DOMAIN}\" | {hook} {operation} begin -");
+        host.container.output(&["sh", "-c", &line])
+    };
+    let refused = call("migrate")?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    ensure!(words.contains("no port has the socket"), "{words}");
+    ensure!(call("reconnect")?.status.success(), "the VM would end");
+    host.container.run(&["rm", "-r", "/etc/libvirt"]).map(drop)
 }
 
 /// libvirt lets a confined guest at the port's socket, in the words of docs/service.md.
