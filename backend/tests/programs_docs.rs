@@ -60,7 +60,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ),
     (
         "tandem migration start ",
-        "tests/tests/guests_migration.rs",
+        "tests/src/migration/scene.rs",
         "\"migration\", \"start\"",
     ),
     (
