@@ -31,6 +31,17 @@ pub fn summary(log: &Log, moved: &Moved) -> String {
     )
 }
 
+/// The daemons' part of a downtime by what both say of it, in milliseconds: how long the VMMs have waited for their
+/// answers, but for the time in which their threads waited for a CPU.
+pub fn part(source: &Value, destination: &Value) -> f64 {
+    let of = |status: &Value| {
+        let cost = &status["ports"][0];
+        let number = |key: &str| cost[key].as_f64().unwrap_or(f64::NAN);
+        number("waited_ms") - number("starved_ms")
+    };
+    of(source) + of(destination)
+}
+
 /// The line: what the daemons say that it cost, source and destination.
 pub fn cost(source: &Value, destination: &Value) -> String {
     let of = |status: &Value| {

@@ -31,6 +31,8 @@ pub struct Scene {
     pub vm: Vm,
     /// The hosts.
     pub rig: Rig,
+    /// The daemons' part of the downtime of each move so far; see [`report::part`].
+    pub parts: Vec<f64>,
 }
 
 /// What was heard and seen.
@@ -59,6 +61,7 @@ impl Scene {
             watch: rig.watch()?,
             vm,
             rig,
+            parts: Vec::new(),
         })
     }
 
@@ -71,6 +74,7 @@ impl Scene {
         self.goes_on()?;
         let [source, destination] = self.rig.commit(from)?;
         say(&format!("      {}", report::cost(&source, &destination)));
+        self.parts.push(report::part(&source, &destination));
         for (was, is) in before.iter().zip(&self.rig.drops()?) {
             say(&format!("      drops {was} -> {is}"));
         }
