@@ -248,6 +248,45 @@ fn log_is_exchanged_under_traffic() -> Result<()> {
     Ok(())
 }
 
+/// Memory that is plugged in while writes are logged: the VMM has a longer log for it first.
+#[test]
+fn memory_is_plugged_in_while_logging() -> Result<()> {
+    const SECOND: u64 = 1 << 32;
+    for (round, features) in [0, spec::RING_PACKED].into_iter().enumerate() {
+        let rig = Rig::new(&["a", "b"])?;
+        let mut a = rig.nic("a", &Config::default())?;
+        let config = Config {
+            regions: vec![
+                RegionSpec::new(0, 64 << 20),
+                RegionSpec::new(SECOND, 16 << 20),
+            ],
+            buffer_region: Some(1),
+            ..Config::with(features)
+        };
+        let mut b = rig.nic("b", &config)?;
+        let ram = b.ram.clone();
+        b.session()?.remove_region(&ram, 1)?;
+        let log = DirtyLog::new(64 << 20)?;
+        start_logging(&mut b, &log)?;
+
+        let log = DirtyLog::new(ram.end())?;
+        b.session()?.set_log(&log)?;
+        b.session()?.add_region(&ram, 1)?;
+        b.session()?.sync()?;
+        let before = Before::of(&b);
+        for i in 0..20 {
+            a.send_plain(&numbered(A, B, i));
+        }
+        a.flush();
+        rig.settled()?;
+        let changed = before.changed(&b);
+        let (old, new): (Vec<u64>, Vec<u64>) = changed.iter().partition(|page| **page < SECOND);
+        assert!(!old.is_empty() && new.len() >= 8, "{changed:x?}, {round}");
+        assert_marked(&log, &changed);
+    }
+    Ok(())
+}
+
 /// A log too short for the memory is refused, or marks only what it has room for; nothing crashes.
 #[test]
 fn short_log() -> Result<()> {

@@ -138,6 +138,7 @@ impl MockDevice {
         unsafe {
             memory.write(addr, dst, [7u8].as_ptr(), 1);
         }
+        memory.mark_all();
     }
 
     pub fn has_faulted(&self) -> bool {

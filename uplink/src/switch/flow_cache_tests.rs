@@ -55,7 +55,9 @@ fn a_verdict_is_kept_while_both_addresses_stay() {
     assert_eq!(cache.get(&[1, 2], &world.table), None);
     cache.put(&[1, 2], GOES, one, two);
     cache.put(&[3, 2], GOES, three, two);
-    cache.put(&[4, 4], GOES, Pin::NONE, Pin::NONE);
+    // Of three flows one might have to give way to the others: one in a thousand times.
+    let mut other = FlowCache::<2>::new(world.budget.clone());
+    other.put(&[4, 4], GOES, Pin::NONE, Pin::NONE);
     assert_eq!(cache.get(&[1, 2], &world.table), Some((GOES, one.slot)));
     world.learn(9, 0, 0);
     assert!(
@@ -76,11 +78,11 @@ fn a_verdict_is_kept_while_both_addresses_stay() {
         "the destination is gone"
     );
     assert!(
-        cache.get(&[4, 4], &world.table).is_some(),
+        other.get(&[4, 4], &world.table).is_some(),
         "it relies on no address"
     );
-    cache.clear();
-    assert_eq!(cache.get(&[4, 4], &world.table), None);
+    other.clear();
+    assert_eq!(other.get(&[4, 4], &world.table), None);
 }
 
 #[test]
