@@ -1,12 +1,13 @@
 //! LACP with Open vSwitch as the partner.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tandem_tests::frontend::driver::Nic;
 use tandem_tests::frontend::frames::{mac, numbered};
 use tandem_tests::frontend::spec::NetHdr;
-use tandem_tests::lab::{Lab, Need, Ovs, PATIENCE, say, scenario, wait_until};
+use tandem_tests::lab::{Lab, Need, Ovs, PATIENCE, long, say, scenario, skip, wait_until};
 use tandem_tests::uplink::rig::send_until;
 use tandem_tests::uplink::{Cables, Ears, Flows, Outcome, Rig, Socket};
 
@@ -214,28 +215,49 @@ fn wrong_key() -> Result<()> {
 /// seconds and a bit (IEEE 802.1AX, 6.4.4, short timeout), until it is back.
 #[test]
 fn silent_partner() -> Result<()> {
+    // The last PDU may have come up to a second before.
+    let standard = Duration::from_millis(1900)..Duration::from_millis(3500);
     let name = "uplink_lacp::silent_partner";
     scenario(name, &NEEDS, |lab| {
-        let mut partners = Partners::new(lab, "fast")?;
-        partners.bond("active", FAST)?;
-        partners.wait(["active"; 2])?;
-        let pid = partners.ovs.process().pid();
-        tandem_tests::lab::process::signal(pid, "STOP")?;
-        let stopped = Instant::now();
-        let outcome = partners.wait(["down"; 2]);
-        let took = stopped.elapsed();
-        tandem_tests::lab::process::signal(pid, "CONT")?;
-        outcome?;
-        say(&format!("      out after {:.2} s", took.as_secs_f64()));
-        // The last PDU may have come up to a second before.
-        let standard = Duration::from_millis(1900)..Duration::from_millis(3500);
-        ensure!(standard.contains(&took), "out after {took:?}");
-        partners.wait(["active"; 2])?;
-        partners.both_carry()?;
-        let member = partners.rig.member(0)?;
-        ensure!(member["failovers"] == 1, "{member:#}");
-        partners.rig.daemon.stop()
+        falls_silent(lab, "fast", FAST, standard)
     })
+}
+
+/// The same with slow timers: after 90 seconds, of which up to 30 are over by then.
+#[test]
+fn silent_partner_with_slow_timers() -> Result<()> {
+    let name = "uplink_lacp::silent_partner_with_slow_timers";
+    if !long() {
+        skip(name, "takes two minutes; ci/test --long");
+        return Ok(());
+    }
+    let standard = Duration::from_secs(59)..Duration::from_secs(92);
+    scenario(name, &NEEDS, |lab| {
+        falls_silent(lab, "slow", "other_config:lacp-time=slow", standard)
+    })
+}
+
+fn falls_silent(lab: &Lab, timer: &str, theirs: &str, standard: Range<Duration>) -> Result<()> {
+    let mut partners = Partners::new(lab, timer)?;
+    partners.bond("active", theirs)?;
+    partners.wait(["active"; 2])?;
+    let pid = partners.ovs.process().pid();
+    tandem_tests::lab::process::signal(pid, "STOP")?;
+    let stopped = Instant::now();
+    let outcome = wait_until("the members are out", standard.end + PATIENCE, || {
+        let down = |i: usize| Ok::<_, anyhow::Error>(partners.rig.member(i)?["state"] == "down");
+        Ok(down(0)? && down(1)?)
+    });
+    let took = stopped.elapsed();
+    tandem_tests::lab::process::signal(pid, "CONT")?;
+    outcome?;
+    say(&format!("      out after {:.2} s", took.as_secs_f64()));
+    ensure!(standard.contains(&took), "out after {took:?}");
+    partners.wait(["active"; 2])?;
+    partners.both_carry()?;
+    let member = partners.rig.member(0)?;
+    ensure!(member["failovers"] == 1, "{member:#}");
+    partners.rig.daemon.stop()
 }
 
 /// One link on which the partner cannot be heard: its flows move, and none of their frames is lost.
