@@ -6,6 +6,11 @@
 
 use std::path::Path;
 
+use tandem_migration::frames;
+use tandem_migration::state::{
+    Counters, Identity, LearnedAddress, PairCounters, PortCounters, PortState,
+};
+
 fn main() -> std::io::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     for (target, seeds) in [
@@ -13,6 +18,7 @@ fn main() -> std::io::Result<()> {
         ("frames", frames()),
         ("offload", offload()),
         ("messages", messages()),
+        ("handoff", handoff()),
     ] {
         let dir = root.join(target);
         std::fs::create_dir_all(&dir)?;
@@ -183,4 +189,44 @@ fn messages() -> Vec<Vec<u8>> {
         // Half a message.
         vec![0, 0x3e, 9, 1, 0, 0, 0, 1, 0, 0, 0, 8],
     ]
+}
+
+/// A state of each kind of section, as it is and without its checksum, two frames, and a plan.
+fn handoff() -> Vec<Vec<u8>> {
+    let mac = [2, 0, 0, 0, 0, 1];
+    let counters = Counters {
+        frames: 7,
+        bytes: 700,
+        drops: vec![("no_buffers".to_owned(), 3)],
+    };
+    let pair = PairCounters {
+        from_vm: counters.clone(),
+        to_vm: counters.clone(),
+        kicks: 1,
+        calls: 2,
+    };
+    let state = PortState {
+        identity: Identity {
+            name: "web1".to_owned(),
+            mac: Some(mac),
+            feature_level: 1,
+            queue_pairs: 1,
+            mtu: 1500,
+        },
+        counters: Some(PortCounters {
+            switch: counters,
+            pairs: vec![pair],
+        }),
+        addresses: vec![LearnedAddress { mac, vlan: 7 }],
+        ..PortState::default()
+    };
+    let state = state.to_bytes().expect("a state");
+    let mut two = vec![2];
+    for len in [60, 0] {
+        frames::add(&mut two, &[0; 12], len, |room| room.fill(9));
+    }
+    let plan = br#"{"vm":"web1","source":"alpha","limit_s":60,"ports":[{"name":"web1","mac":"02:00:00:00:00:01",
+        "feature_level":1,"queue_pairs":1,"mtu":1500,"vlan":"access 7"}],"requires":["x"]}"#;
+    let of = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
+    vec![of(0, &state), of(1, &state), two, of(3, plan)]
 }

@@ -5,6 +5,7 @@
 
 mod driver;
 pub mod frames;
+pub mod handoff;
 mod input;
 pub mod messages;
 pub mod offload;
