@@ -134,10 +134,11 @@ fn is_over(scene: &Scene, from: usize, here: usize) -> Result<()> {
     let word = if from == here { "abort" } else { "commit" };
     for host in &scene.rig.hosts {
         if host.daemon.get("migrations/vm").is_ok() {
-            // It may have been decided already, otherwise than a host that has forgotten would say.
+            // It may have been decided already, and is refused then.
             let said = host.daemon.cli_output(&["migration", word, PORT])?;
-            let words = String::from_utf8_lossy(&said.stderr);
-            ensure!(said.status.success() || words.contains("abort"), "{words}");
+            let now = host.daemon.get("migrations/vm")?;
+            let is_final = now["stage"] == "committed" || now["stage"] == "aborted";
+            ensure!(is_final, "{said:?}: {now:#}");
         }
     }
     for (i, host) in scene.rig.hosts.iter().enumerate() {

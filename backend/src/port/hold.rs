@@ -110,3 +110,61 @@ fn hand_over(held: &Backlog, batch: &mut Batch, mut each: impl FnMut(&mut Batch)
         batch.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use tandem_virtio_net::spec::NetHdr;
+    use tandem_virtio_net::{Direction, Probe, Scratch, Tracepoint};
+
+    use super::*;
+    use crate::port::Pair;
+
+    struct Nobody;
+
+    impl Probe for Nobody {
+        fn see(&self, _: SystemTime, _: Direction, _: &Batch, _: &[u8]) {}
+    }
+
+    fn held(hold: &Hold) -> usize {
+        let mut n = 0;
+        hold.take_some(&mut Batch::with_own_bytes(BATCH), |batch| n = batch.len());
+        n
+    }
+
+    #[test]
+    fn a_burst_for_a_ring_that_has_just_stopped_is_held() {
+        let pair = Pair::new(Arc::new(Tracepoint::new(Nobody)));
+        let (hold, mut scratch) = (Hold::default(), Scratch::default());
+        let frame = [[2; 12].as_slice(), &[0x88, 0xb5], &[0; 46]].concat();
+        let mut batch = Batch::with_own_bytes(BATCH);
+        batch.push_frame(NetHdr::default(), &frame).unwrap();
+        pair.fill(&mut batch, &[0], &mut scratch, Some(&hold));
+        assert_eq!(pair.to_vm.dropped(DropReason::NotReady), 1, "no hold is on");
+        assert!(hold.begin());
+        pair.fill(&mut batch, &[0], &mut scratch, Some(&hold));
+        assert_eq!((held(&hold), held(&hold)), (1, 0));
+        assert_eq!(pair.to_vm.dropped(DropReason::NotReady), 1);
+        // What is handed over is not held again.
+        pair.fill(&mut batch, &[0], &mut scratch, None);
+        assert_eq!(pair.to_vm.dropped(DropReason::NotReady), 2);
+    }
+
+    #[test]
+    fn who_looked_after_one_hold_does_not_end_the_next() {
+        let hold = Hold::default();
+        assert_eq!(hold.turn(), None);
+        assert!(hold.begin() && !hold.begin());
+        let first = hold.turn();
+        hold.end(None, |_| {});
+        assert_eq!((hold.turn(), hold.is_on()), (None, false));
+        assert!(hold.begin());
+        assert_ne!(hold.turn(), first);
+        hold.end(first, |_| {});
+        assert!(hold.is_on());
+        hold.end(hold.turn(), |_| {});
+        assert!(!hold.is_on());
+    }
+}
